@@ -1,0 +1,135 @@
+"""Files that are whole or absent: written aside, synced, renamed; and the digests that prove it.
+
+A crash leaves at most a `.tmp-*` beside the target, which nothing reads and the next writer of that target removes.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from twophase.errors import TwoPhaseError
+
+JSON = Any
+"""A JSON value; whoever reads one checks its shape."""
+
+
+def digest(data: bytes | Path) -> str:
+    """`sha256` of bytes or of a file's content, 64 hex digits."""
+    if isinstance(data, bytes):
+        return hashlib.sha256(data).hexdigest()
+    with data.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of(value: JSON) -> str:
+    """`sha256` of a JSON value in canonical form (sorted keys, no spaces)."""
+    return digest(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
+
+
+@contextmanager
+def replacing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """A file that takes `path`'s place, synced, when the block ends well, and is gone when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        with aside.open(mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        aside.rename(path)
+        sync(path.parent)
+    except OSError as error:
+        raise disk_error(path, error) from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: JSON) -> None:
+    """Write a JSON value, indented, whole or not at all."""
+    with replacing(path, "w") as file:
+        json.dump(value, file, indent=2, sort_keys=True)
+        file.write("\n")
+
+
+def read_json(path: Path, what: str) -> JSON:
+    """Read a JSON value; `what` is how the error calls the file."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise TwoPhaseError(f"{path}: there is no such {what}") from None
+    except (ValueError, OSError) as error:
+        raise TwoPhaseError(f"{path}: this {what} cannot be read ({error}); make it again") from None
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """An empty directory that becomes `path` when the block ends well. `path` must not exist, or be empty."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise TwoPhaseError(f"{path}: already exists and is not an empty folder; give a new one")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir()
+        yield aside
+        sync_tree(aside)
+        aside.rename(path)
+        sync(path.parent)
+    except OSError as error:
+        raise disk_error(path, error) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def sync(directory: Path) -> None:
+    """Make a directory's entries durable."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(root: Path) -> None:
+    """Make every file and folder below `root` durable."""
+    for folder, _, names in os.walk(root):
+        for name in names:
+            with (Path(folder) / name).open("rb") as file:
+                os.fsync(file.fileno())
+        sync(Path(folder))
+
+
+@contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Hold `folder` for this process alone; a second holder is refused and told who the first is.
+
+    The lock is the kernel's (`flock`): it ends with the process, however that ends.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise TwoPhaseError(
+                f"{folder}: {what} is in use by process {holder}; wait for it to end, or give another folder"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def disk_error(path: Path, error: OSError) -> TwoPhaseError:
+    """What an `OSError` while writing means to a person."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return TwoPhaseError(f"{path}: the disk is full; free some room and run again, what is finished is kept")
+    return TwoPhaseError(f"{path}: cannot be written ({error.strerror}); give a folder that can be written to")
