@@ -72,10 +72,19 @@ class FrontEnd:
         return (0.5 - 0.5 * np.cos(2 * np.pi * n / self.n_fft)).astype(np.float32)
 
     @cached_property
+    def band_edges_hz(self) -> NDArray[np.float64]:
+        """Where the triangular bands begin, peak and end, float64 [mels + 2]: band m peaks at entry m + 1."""
+        return _mel_to_hz(np.linspace(_hz_to_mel(self.f_min), _hz_to_mel(self.f_max), self.mels + 2))
+
+    @cached_property
+    def bins_hz(self) -> NDArray[np.float64]:
+        """Frequencies of the FFT's bins, float64 [n_fft // 2 + 1]."""
+        return np.linspace(0.0, self.sample_rate / 2, self.n_fft // 2 + 1)
+
+    @cached_property
     def mel_matrix(self) -> Floats:
         """Triangular bands of unit area, float32 [n_fft // 2 + 1, mels]."""
-        hz = _mel_to_hz(np.linspace(_hz_to_mel(self.f_min), _hz_to_mel(self.f_max), self.mels + 2))
-        bins = np.linspace(0.0, self.sample_rate / 2, self.n_fft // 2 + 1)[:, None]
+        hz, bins = self.band_edges_hz, self.bins_hz[:, None]
         rising = (bins - hz[:-2]) / (hz[1:-1] - hz[:-2])
         falling = (hz[2:] - bins) / (hz[2:] - hz[1:-1])
         return (np.maximum(0.0, np.minimum(rising, falling)) * 2.0 / (hz[2:] - hz[:-2])).astype(np.float32)
