@@ -13,7 +13,7 @@ or group on two sides fails the run.
 
 import csv
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -62,7 +62,7 @@ def split_of(group: str) -> str:
 
 
 def read(source: Path, wanted: Sequence[str] | None = None) -> Dataset:
-    """The dataset of a folder or a CSV file. `wanted` overrides its `wanted.txt`; without either every label is wanted.
+    """The dataset of a folder or a CSV file. `wanted` overrides its `wanted.txt`; one of the two must be there.
 
     Raises `TwoPhaseError` when there is nothing to read, a named file is missing, or clips stand on both sides.
     """
@@ -223,14 +223,13 @@ def _without_duplicates(clips: Sequence[Clip], skipped: list[tuple[str, str]]) -
 
 def _wanted(folder: Path, given: Sequence[str] | None, labels: set[str]) -> tuple[str, ...]:
     file = folder / "wanted.txt"
-    source = "--wanted" if given is not None else str(file)
-    wanted = tuple(given) if given is not None else parse_wanted(str(file)) if file.is_file() else tuple(sorted(labels))
+    known = f"the labels of this data are {', '.join(sorted(labels))}"
+    if given is None and not file.is_file():
+        raise UsageError(f"--wanted: which labels should the gate let through? Name them, or list them in {file}; {known}")
+    source, wanted = ("--wanted", tuple(given)) if given is not None else (str(file), parse_wanted(str(file)))
     unknown = [w for w in wanted if w not in labels]
     if unknown or not wanted:
-        raise UsageError(
-            f"{source}: {', '.join(unknown) or 'nothing'} is no label of this data; its labels are {', '.join(sorted(labels))}"
-        )
-    doubled = [w for w, n in Counter(wanted).items() if n > 1]
-    if doubled:
-        raise UsageError(f"{source}: names {', '.join(doubled)} twice; name each label once")
-    return tuple(sorted(wanted))
+        raise UsageError(f"{source}: {', '.join(unknown) or 'an empty list'} is no label of this data; {known}")
+    if set(wanted) == labels:
+        raise UsageError(f"{source}: every label is wanted, so the gate has nothing to stop; {known}")
+    return tuple(sorted(set(wanted)))

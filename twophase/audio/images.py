@@ -198,6 +198,10 @@ class ImageSet:
             out[here] = self._packs[p][row[here]]
         return out
 
+    def subset(self, rows: NDArray[np.int64]) -> "Rows":
+        """The images of these rows alone, as a training generator reads them."""
+        return Rows(self, rows)
+
     def rows(self, split: str, labels: Sequence[str] | None = None) -> NDArray[np.int64]:
         """Rows of one split (and of some labels), in order."""
         chosen = self.split_of_row == SPLITS.index(split)
@@ -208,6 +212,20 @@ class ImageSet:
     @cached_property
     def _packs(self) -> list[Image]:
         return [open_pack(self._home / f"{name}.npy") for name in self._pack_names]
+
+
+class Rows:
+    """Some rows of an image set, numbered from 0."""
+
+    def __init__(self, images: ImageSet, rows: NDArray[np.int64]) -> None:
+        self._images, self._rows = images, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def take(self, rows: NDArray[np.intp], /) -> Image:
+        """Images by their number in this subset: int [n] -> uint8 [n, frames, mels]."""
+        return self._images.take(self._rows[rows])
 
 
 def open_pack(path: Path) -> Image:

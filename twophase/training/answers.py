@@ -1,0 +1,127 @@
+"""What the exported pair answers to labelled clips: the raw material of every figure.
+
+Clips are decoded again and go through the exported files (`release/runtime.py`), front end and quantisation included:
+what is measured is what is shipped. Clips that cannot be decoded are named and left out.
+"""
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twophase.audio.dataset import Clip
+from twophase.audio.decode import BadClip, decode
+from twophase.audio.frontend import Floats
+from twophase.files import replacing
+from twophase.release.runtime import Classifier, Gate
+
+Report = Callable[[int], object]
+"""Called with the number of clips that were just finished."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Both models' answers to n clips. `names` are the classifier's outputs: the wanted labels, then none of these."""
+
+    clips: tuple[Clip, ...]
+    names: tuple[str, ...]
+    gate: Floats
+    """The gate's clip scores (logits), [n]."""
+    probabilities: Floats
+    """The classifier's answers, [n, len(names)], each summing to 1."""
+    bytes: NDArray[np.int64]
+    """Size of each clip's file, [n]."""
+    bad: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def truth(self) -> NDArray[np.int64]:
+        """Index into `names` of the right answer, [n]; the last one for clips that are not wanted."""
+        index = {name: i for i, name in enumerate(self.names[:-1])}
+        return np.array([index.get(c.label, len(self.names) - 1) for c in self.clips], np.int64)
+
+    @property
+    def wanted(self) -> NDArray[np.bool_]:
+        """Which clips the gate should let through, [n]."""
+        return self.truth < len(self.names) - 1
+
+    def of(self, split: str) -> "Answers":
+        """The answers to the clips of one split."""
+        chosen = [i for i, c in enumerate(self.clips) if c.split == split]
+        return self.at(np.array(chosen, np.int64))
+
+    def at(self, index: NDArray[np.int64]) -> "Answers":
+        """The answers at some positions."""
+        clips = tuple(self.clips[i] for i in index)
+        return Answers(clips, self.names, self.gate[index], self.probabilities[index], self.bytes[index], self.bad)
+
+
+def ask(
+    gate: bytes | Path, classifier: bytes | Path, names: Sequence[str], clips: Sequence[Clip], report: Report = lambda n: None
+) -> Answers:
+    """Ask both exported models about every clip, on all cores."""
+    local = threading.local()
+
+    def answer(clip: Clip) -> tuple[float, Floats] | str:
+        if not hasattr(local, "pair"):
+            local.pair = Gate(gate), Classifier(classifier)
+        try:
+            pcm = decode(Path(clip.path), clip.name)
+        except BadClip as error:
+            return error.reason
+        return local.pair[0].clip_score(pcm), local.pair[1].clip_probabilities(pcm)
+
+    good: list[tuple[Clip, float, Floats]] = []
+    bad: list[tuple[str, str]] = []
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for clip, found in zip(clips, pool.map(answer, clips), strict=True):
+            report(1)
+            if isinstance(found, str):
+                bad.append((clip.name, found))
+            else:
+                good.append((clip, *found))
+    return Answers(
+        tuple(c for c, _, _ in good),
+        tuple(names),
+        np.array([g for _, g, _ in good], np.float32),
+        np.array([p for _, _, p in good], np.float32).reshape(len(good), len(names)),
+        np.array([Path(c.path).stat().st_size for c, _, _ in good], np.int64),
+        tuple(bad),
+    )
+
+
+def write(path: Path, answers: Answers) -> None:
+    """Write answers as JSON lines, the names first."""
+    with replacing(path, "w") as file:
+        file.write(json.dumps({"names": answers.names, "bad": answers.bad}) + "\n")
+        file.writelines(json.dumps(line) + "\n" for line in _lines(answers))
+
+
+def read(path: Path) -> Answers:
+    """Read what `write` wrote."""
+    with path.open(encoding="utf-8") as file:
+        head = json.loads(next(file))
+        lines = [json.loads(line) for line in file]
+    return Answers(
+        tuple(Clip(**line["clip"]) for line in lines),
+        tuple(head["names"]),
+        np.array([line["gate"] for line in lines], np.float32),
+        np.array([line["probabilities"] for line in lines], np.float32).reshape(len(lines), len(head["names"])),
+        np.array([line["bytes"] for line in lines], np.int64),
+        tuple((n, r) for n, r in head["bad"]),
+    )
+
+
+def _lines(answers: Answers) -> Iterator[dict[str, object]]:
+    for i, clip in enumerate(answers.clips):
+        yield {
+            "clip": {k: getattr(clip, k) for k in Clip.__slots__},
+            "gate": float(answers.gate[i]),
+            "probabilities": [float(p) for p in answers.probabilities[i]],
+            "bytes": int(answers.bytes[i]),
+        }

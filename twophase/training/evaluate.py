@@ -1,0 +1,129 @@
+"""Figures of the pair from its answers: gate, classifier, and both as one system.
+
+A clip is right in the end when it is not wanted and was stopped (by the gate, or by the classifier's none of these), or
+is wanted, was let through and got its label. Intervals are 95 % bootstrap intervals over groups, not clips: clips of one
+note or speaker are not independent.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twophase.audio.frontend import Floats
+from twophase.training.answers import Answers
+
+Mask = NDArray[np.bool_]
+RECALLS = (0.95, 0.99)
+ROUNDS = 1000
+
+
+def right(answers: Answers, threshold: float) -> Mask:
+    """Which clips the pair gets right in the end, [n]."""
+    none = len(answers.names) - 1
+    passed = answers.gate >= threshold
+    named = np.where(passed, answers.probabilities.argmax(axis=1), none)
+    return np.asarray(named == answers.truth)
+
+
+def evaluate(answers: Answers, threshold: float) -> dict[str, Any]:
+    """All figures as one JSON object: `clips`, `gate`, `classifier`, `pair`; what has no clips to rest on is null."""
+    wanted, passed = answers.wanted, answers.gate >= threshold
+    groups = _group_numbers(answers)
+    total = int(answers.bytes.sum())
+    top = np.argsort(-answers.probabilities, axis=1, kind="stable")
+    in_top3 = (top[:, :3] == answers.truth[:, None]).any(axis=1)
+
+    def share(of: Mask, among: Mask | None = None) -> dict[str, Any]:
+        among = np.ones(len(of), bool) if among is None else among
+        return {"value": _mean(of[among]), "interval": _interval(of, among, groups)}
+
+    figures = {
+        "gate.accuracy": share(passed == wanted),
+        "gate.recall": share(passed, wanted),
+        "gate.stopped": share(~passed, ~wanted),
+        "gate.precision": share(wanted, passed),
+        "gate.escalation_rate": share(passed),
+        "classifier.accuracy": share(top[:, 0] == answers.truth, wanted),
+        "classifier.top3": share(in_top3, wanted),
+        "pair.accuracy": share(right(answers, threshold)),
+    }
+    nested: dict[str, Any] = {"gate": {}, "classifier": {}, "pair": {}}
+    for name, figure in figures.items():
+        part, key = name.split(".")
+        nested[part][key] = figure["value"]
+        nested[part].setdefault("intervals", {})[key] = figure["interval"]
+    nested["gate"]["threshold"] = float(threshold)
+    nested["gate"]["at_recall"] = {f"{r:.2f}": {"stopped": stopped_at_recall(answers, r)} for r in RECALLS}
+    nested["classifier"]["clips"] = int(wanted.sum())
+    nested["classifier"]["ece"] = calibration_error(answers.probabilities[wanted], answers.truth[wanted])
+    nested["classifier"]["per_label"] = {
+        name: {"clips": int((answers.truth == i).sum()), "recall": _mean((top[:, 0] == i)[answers.truth == i])}
+        for i, name in enumerate(answers.names[:-1])
+    }
+    nested["classifier"]["confusion"] = confusion(answers).tolist()
+    nested["classifier"]["names"] = list(answers.names)
+    nested["pair"]["calls_ratio"] = _mean(passed)
+    nested["pair"]["bytes_ratio"] = float(answers.bytes[passed].sum() / total) if total else None
+    return {"clips": len(answers.clips), "bad": [list(b) for b in answers.bad], **nested}
+
+
+def stopped_at_recall(answers: Answers, recall: float) -> float | None:
+    """Share of unwanted clips stopped by the highest threshold that keeps `recall` of the wanted ones."""
+    wanted, other = answers.gate[answers.wanted], answers.gate[~answers.wanted]
+    if not len(wanted) or not len(other):
+        return None
+    return float((other < threshold_for_recall(wanted, recall)).mean())
+
+
+def threshold_for_recall(wanted: Floats, recall: float) -> float:
+    """The highest threshold that at least `recall` of these scores reach."""
+    ordered = np.sort(wanted)
+    return float(ordered[int(np.floor((1.0 - recall) * len(ordered) + 1e-9))])
+
+
+def confusion(answers: Answers) -> NDArray[np.int64]:
+    """Counts of (truth, answer) of the classifier over all clips, [names, names]."""
+    k = len(answers.names)
+    pairs = answers.truth * k + answers.probabilities.argmax(axis=1)
+    return np.bincount(pairs, minlength=k * k).reshape(k, k)
+
+
+def calibration_error(probabilities: Floats, truth: NDArray[np.int64], bins: int = 10) -> float | None:
+    """Expected calibration error of the top answer over equal-width bins (Naeini et al., AAAI 2015)."""
+    if not len(truth):
+        return None
+    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == truth
+    which = np.minimum((confidence * bins).astype(np.int64), bins - 1)
+    gaps = np.abs(np.bincount(which, correct - confidence, bins))
+    return float(gaps.sum() / len(truth))
+
+
+def bootstrap(groups: NDArray[np.int64], figure: Callable[[Floats], NDArray[np.float64]]) -> NDArray[np.float64]:
+    """`ROUNDS` values of a figure under resampling of groups; `figure` takes clip weights [rounds, n]."""
+    rng = np.random.default_rng(0)
+    count = int(groups.max()) + 1
+    draws = rng.multinomial(count, np.full(count, 1.0 / count), ROUNDS).astype(np.float32)
+    return figure(draws[:, groups])
+
+
+def _interval(of: Mask, among: Mask, groups: NDArray[np.int64]) -> list[float] | None:
+    if not among.any():
+        return None
+
+    def figure(weights: Floats) -> NDArray[np.float64]:
+        total = weights[:, among].sum(axis=1)
+        hits = weights[:, among & of].sum(axis=1)
+        return np.where(total > 0, hits / np.maximum(total, 1), np.nan).astype(np.float64)
+
+    low, high = np.nanpercentile(bootstrap(groups, figure), [2.5, 97.5])
+    return [float(low), float(high)]
+
+
+def _group_numbers(answers: Answers) -> NDArray[np.int64]:
+    return np.unique([c.group for c in answers.clips], return_inverse=True)[1].astype(np.int64)
+
+
+def _mean(values: Mask) -> float | None:
+    return float(values.mean()) if len(values) else None

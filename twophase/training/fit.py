@@ -1,0 +1,155 @@
+"""Fitting one network: seeded, resumable, and the same every time.
+
+    STATE/                   one fit, named by whoever calls by all that it depends on
+      epoch.weights.h5       the network after the last finished epoch
+      best.weights.h5        the network after the best epoch so far, by validation loss
+      optimizer.npz          the optimizer after the last finished epoch
+      progress.json          history up to that epoch; written last: an epoch counts when this says so
+      logs/                  TensorBoard
+
+A fit that is killed goes on after its last finished epoch, and ends with the weights of an undisturbed one: batches and
+augmentation are functions of (seed, epoch), dropout's generator is among the network's weights. Same seed, inputs and
+thread count: same weights (`enable_op_determinism`).
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from twophase.files import read_json, replacing, write_json
+
+if TYPE_CHECKING:
+    import keras
+
+    from twophase.training.image_generator import ImageSequence
+
+Progress = Callable[[int, int, dict[str, float]], object]
+"""Called with (finished epochs, planned epochs, last logs)."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast to fit; learning rate falls by a cosine over the planned epochs."""
+
+    epochs: int
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-4
+    patience: int = 8
+    """Epochs without a better validation loss after which fitting stops."""
+    seed: int = 0
+
+
+def prepare(seed: int) -> None:
+    """Make TensorFlow repeatable and quiet. Call before a network is built: its first weights depend on the seed."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import keras
+    import tensorflow as tf
+
+    keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()
+
+
+def fit(
+    network: "keras.Model",
+    loss: Any,
+    train: "ImageSequence",
+    validation: "ImageSequence",
+    recipe: Recipe,
+    state: Path,
+    progress: Progress = lambda done, planned, logs: None,
+) -> dict[str, list[float]]:
+    """Fit a network, leave the best weights in it, and return the history.
+
+    The history holds a list over the epochs of `loss`, `val_loss`, `accuracy`, `val_accuracy`, `seconds`.
+    """
+    import keras
+
+    steps = recipe.epochs * len(train)
+    warmup = min(len(train), steps // 10)
+    rate = keras.optimizers.schedules.CosineDecay(
+        recipe.learning_rate / 20, steps - warmup, warmup_target=recipe.learning_rate, warmup_steps=warmup
+    )
+    optimizer = keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay)
+    network.compile(optimizer, loss, weighted_metrics=["accuracy"])
+    run = _Run(network, optimizer, recipe, state, progress)
+    run.resume()
+    if not run.over:
+        network.fit(
+            train,
+            validation_data=validation,
+            initial_epoch=run.epoch,
+            epochs=recipe.epochs,
+            verbose=0,
+            shuffle=False,  # the generator shuffles, by seed and epoch
+            callbacks=[train.follow(), run.callback(), keras.callbacks.TensorBoard(state / "logs", write_graph=False)],
+        )
+    network.load_weights(state / "best.weights.h5")
+    return run.history
+
+
+class _Run:
+    """Where a fit stands: what `progress.json` holds, and the weights beside it."""
+
+    def __init__(self, network: Any, optimizer: Any, recipe: Recipe, state: Path, progress: Progress) -> None:
+        self._network, self._optimizer, self._recipe, self._state = network, optimizer, recipe, state
+        self._progress = progress
+        self.history: dict[str, list[float]] = {}
+        self.epoch = 0
+
+    @property
+    def over(self) -> bool:
+        losses = self.history.get("val_loss", [])
+        since_best = len(losses) - 1 - int(np.argmin(losses)) if losses else 0
+        return self.epoch >= self._recipe.epochs or since_best >= self._recipe.patience
+
+    def resume(self) -> None:
+        if not (self._state / "progress.json").is_file():
+            return
+        self.history = read_json(self._state / "progress.json", "training state")
+        self.epoch = len(self.history["val_loss"])
+        self._network.load_weights(self._state / "epoch.weights.h5")
+        self._optimizer.build(self._network.trainable_variables)
+        with np.load(self._state / "optimizer.npz") as saved:
+            for i, variable in enumerate(self._optimizer.variables):
+                variable.assign(saved[str(i)])
+
+    def finish_epoch(self, logs: dict[str, float]) -> None:
+        for name, value in logs.items():
+            self.history.setdefault(name, []).append(float(value))
+        self.epoch += 1
+        losses = self.history["val_loss"]
+        self._save_weights("epoch")
+        if losses[-1] <= min(losses):
+            self._save_weights("best")
+        with replacing(self._state / "optimizer.npz") as file:
+            np.savez(file, **{str(i): v.numpy() for i, v in enumerate(self._optimizer.variables)})
+        write_json(self._state / "progress.json", self.history)
+        self._progress(self.epoch, self._recipe.epochs, logs)
+
+    def _save_weights(self, name: str) -> None:
+        aside = self._state / f"tmp-{name}.weights.h5"
+        self._state.mkdir(parents=True, exist_ok=True)
+        self._network.save_weights(aside)
+        aside.rename(self._state / f"{name}.weights.h5")
+
+    def callback(self) -> Any:
+        """The Keras callback that drives this run."""
+        import keras
+
+        run = self
+
+        class Drive(keras.callbacks.Callback):  # type: ignore[misc]
+            def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+                self.began = time.perf_counter()
+
+            def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+                run.finish_epoch({**(logs or {}), "seconds": time.perf_counter() - self.began})
+                if run.over:
+                    self.model.stop_training = True
+
+        return Drive()

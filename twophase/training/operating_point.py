@@ -1,0 +1,86 @@
+"""The operating point: the gate threshold, chosen on validation data by a recall target or by costs.
+
+Never on test data. The threshold lies halfway between the two neighbouring scores that it separates, so that rounding
+on another processor does not move a clip across it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from twophase.errors import TwoPhaseError, UsageError
+from twophase.release.manifest import OperatingPoint
+from twophase.training.answers import Answers
+from twophase.training.evaluate import threshold_for_recall
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What to choose by: a recall target, or the costs of a miss and of a call."""
+
+    recall: float | None = None
+    miss: float | None = None
+    call: float | None = None
+
+    def __str__(self) -> str:
+        if self.recall is not None:
+            return f"recall >= {self.recall:g} on validation clips at the fewest escalations"
+        return f"least cost on validation clips, a miss costing {self.miss:g} and a needless call {self.call:g}"
+
+
+DEFAULT_RULE = Rule(miss=1.0, call=1.0)
+"""A miss and a needless call weigh the same unless told otherwise: the point of highest gate accuracy."""
+
+
+def parse_rule(recall: float | None, cost: str | None) -> Rule:
+    """`--recall R` or `--cost miss=5,call=0.1`. Raises `UsageError` for anything else."""
+    if recall is not None and cost is not None:
+        raise UsageError("--recall and --cost exclude each other; give one of them")
+    if recall is not None:
+        if not 0.0 < recall <= 1.0:
+            raise UsageError(f"--recall {recall:g}: is no share; a number above 0 and up to 1 is accepted")
+        return Rule(recall=recall)
+    if cost is None:
+        return DEFAULT_RULE
+    try:
+        parts = {k.strip(): float(v) for k, v in (part.split("=") for part in cost.split(","))}
+        if set(parts) != {"miss", "call"} or min(parts.values()) < 0:
+            raise ValueError
+    except ValueError:
+        raise UsageError(f"--cost {cost}: is not understood; two costs from 0 up are accepted, as in miss=5,call=0.1") from None
+    return Rule(miss=parts["miss"], call=parts["call"])
+
+
+def choose(validation: Answers, rule: Rule = DEFAULT_RULE) -> OperatingPoint:
+    """The operating point that `rule` picks on these answers. Raises `TwoPhaseError` without clips of both kinds."""
+    wanted, other = validation.gate[validation.wanted], validation.gate[~validation.wanted]
+    if not len(wanted) or not len(other):
+        missing = "wanted" if not len(wanted) else "unwanted"
+        raise TwoPhaseError(f"the validation split has no {missing} clip, so no threshold can be chosen; add some")
+    if rule.recall is not None:
+        threshold = _below(threshold_for_recall(wanted, rule.recall), validation)
+    else:
+        threshold = _cheapest(validation, rule)
+    return OperatingPoint(
+        threshold=threshold,
+        chosen_by=str(rule),
+        recall=float((wanted >= threshold).mean()),
+        stopped=float((other < threshold).mean()),
+        escalation_rate=float((validation.gate >= threshold).mean()),
+    )
+
+
+def _cheapest(validation: Answers, rule: Rule) -> float:
+    scores = np.unique(validation.gate)
+    edges = np.concatenate([[scores[0] - 1.0], (scores[1:] + scores[:-1]) / 2.0, [scores[-1] + 1.0]])
+    wanted, other = np.sort(validation.gate[validation.wanted]), np.sort(validation.gate[~validation.wanted])
+    misses = np.searchsorted(wanted, edges)
+    calls = len(other) - np.searchsorted(other, edges)
+    cost = misses * float(rule.miss or 0) + calls * float(rule.call or 0)
+    best = np.flatnonzero(cost <= cost.min() + 1e-9)
+    return float(np.float32(edges[best[len(best) // 2]]))
+
+
+def _below(score: float, validation: Answers) -> float:
+    lower = validation.gate[validation.gate < score]
+    return float(np.float32((score + float(lower.max())) / 2.0)) if len(lower) else float(score - 1.0)

@@ -1,0 +1,131 @@
+"""Training the pair on one image set: which rows, which targets, which weights; and what a trained model is.
+
+    MODEL/
+      network.keras                       the float network, image in, logits out
+      gate.tflite | classifier.tflite     the same, as exported
+      history.json                        curves, labels, recipe; written last: a folder without it is no model
+
+The gate learns wanted or not from every clip. The classifier learns the wanted labels and, as its last output, that it
+is none of these, so that it can still say no when the gate was wrong. Windows are weighted so that neither a long clip
+nor a common label outweighs the rest.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twophase.audio.dataset import SPLITS
+from twophase.audio.images import ImageSet
+from twophase.errors import TwoPhaseError
+from twophase.files import digest_of, new_directory, write_json
+from twophase.training.fit import Progress, Recipe, fit, prepare
+
+if TYPE_CHECKING:
+    import keras
+
+    from twophase.training.image_generator import ImageSequence
+
+BATCH = 64
+
+
+def train_gate(images: ImageSet, model: Path, states: Path, recipe: Recipe, progress: Progress = lambda *_: None) -> None:
+    """Train the gate and write it to the folder `model`; `states` is where interrupted fits are kept."""
+    from twophase.release.convert import gate_tflite
+    from twophase.training import networks
+
+    wanted = np.isin(images.label_of_row, [images.labels.index(w) for w in images.wanted]).astype(np.int32)
+    prepare(recipe.seed)
+    network = networks.gate()
+    import keras
+
+    loss = keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=0.02)
+    targets = wanted[:, None].astype(np.float32)
+    history = _fit(network, loss, images, targets, wanted, recipe, states / _key("gate", images, recipe), progress)
+    _write(model, network, {"gate.tflite": gate_tflite(network)}, ["wanted"], recipe, history)
+
+
+def train_classifier(
+    images: ImageSet,
+    model: Path,
+    states: Path,
+    recipe: Recipe,
+    backbone: str = "small",
+    weights: str | None = None,
+    progress: Progress = lambda *_: None,
+) -> None:
+    """Train the classifier and write it to the folder `model`."""
+    from twophase.release.convert import classifier_tflite
+    from twophase.training import networks
+
+    outputs = len(images.wanted) + 1
+    target_of_label = np.full(len(images.labels), outputs - 1, np.int32)
+    for i, label in enumerate(images.wanted):
+        target_of_label[images.labels.index(label)] = i
+    targets = target_of_label[images.label_of_row]
+    prepare(recipe.seed)
+    network = networks.classifier(outputs, backbone, weights)
+    import keras
+
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.05)
+    one_hot = np.eye(outputs, dtype=np.float32)[targets]
+    key = _key(f"classifier-{backbone}-{weights}", images, recipe)
+    history = _fit(network, loss, images, one_hot, targets, recipe, states / key, progress)
+    _write(model, network, {"classifier.tflite": classifier_tflite(network)}, images.wanted, recipe, history)
+
+
+def _fit(
+    network: "keras.Model",
+    loss: Any,
+    images: ImageSet,
+    targets: NDArray[np.float32],
+    kind_of_row: NDArray[np.int32],
+    recipe: Recipe,
+    state: Path,
+    progress: Progress,
+) -> dict[str, list[float]]:
+    from twophase.training.image_generator import ImageGenerator
+
+    generator = ImageGenerator()
+
+    def batches(split: str, shuffle: bool) -> "ImageSequence":
+        rows = images.rows(split)
+        if len(np.unique(kind_of_row[rows])) < 2:
+            raise TwoPhaseError(
+                f"the {split} split has {'clips of one kind only' if len(rows) else 'no clips'}; both wanted and unwanted "
+                "clips are needed there: add clips of other recordings, or give a split column"
+            )
+        weights = _weights(images.clip_of_row[rows], kind_of_row[rows])
+        return generator.flow(images.subset(rows), targets[rows], BATCH, shuffle, weights, recipe.seed)
+
+    return fit(network, loss, batches("train", True), batches(SPLITS[1], False), recipe, state, progress)
+
+
+def _weights(clip: NDArray[np.int32], kind: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Weights of mean 1 a row: a clip counts by the root of its windows, a kind by the root of its clips."""
+    weight = 1.0 / np.sqrt(np.bincount(clip)[clip])
+    share = np.bincount(kind, weight) / weight.sum()
+    weight = weight / np.sqrt(share[kind])
+    return (weight / weight.mean()).astype(np.float32)
+
+
+def _key(what: str, images: ImageSet, recipe: Recipe) -> str:
+    return f"{what.split('-')[0]}-{digest_of([what, images.digest, asdict(recipe)])[:16]}"
+
+
+def _write(
+    model: Path,
+    network: "keras.Model",
+    files: dict[str, bytes],
+    labels: Sequence[str],
+    recipe: Recipe,
+    history: dict[str, list[float]],
+) -> None:
+    with new_directory(model) as folder:
+        network.save(folder / "network.keras")
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        write_json(folder / "history.json", {"labels": list(labels), "recipe": asdict(recipe), "history": history})
