@@ -16,6 +16,8 @@ Nothing is written. Reads only what a batch needs: files are opened when their b
 touched at their rows alone. Raises `UsageError` for arguments, `TwoPhaseError` for files.
 """
 
+import io
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,9 +27,10 @@ import numpy as np
 from keras.callbacks import Callback, LambdaCallback
 from keras.utils import PyDataset
 from numpy.typing import DTypeLike, NDArray
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from twophase.errors import TwoPhaseError, UsageError
+from twophase.training.augment import Augment
 
 Array = NDArray[Any]
 Batch = Array | tuple[Array, ...]
@@ -35,6 +38,9 @@ ClassMode = Literal["categorical", "binary", "sparse", "input"]
 
 SUFFIXES = ("png", "jpg", "jpeg", "bmp", "ppm", "tif", "tiff")
 """Ends of the file names that are taken for images, in lower case; without a dot, as in Keras."""
+
+CACHE_BYTES = 1 << 30
+"""Folders of up to so many pixels are decoded once and kept: 275,000 images of 61 x 64."""
 
 _CHANNELS = {"grayscale": 1, "rgb": 3, "rgba": 4}
 _RESAMPLING = {
@@ -67,6 +73,8 @@ class ImageGenerator:
             each class in a folder, the first of all in an array.
         dtype: of the images and of labels made from folder names. `"uint8"` without `rescale` passes stored images
             through untouched, for models that rescale themselves.
+        augment: what to do to each batch of stored levels, before all else; for images of one channel.
+        background: uint8 [n, frames, mels], the images that `augment` mixes in, drawn anew for every image.
     """
 
     def __init__(
@@ -75,6 +83,8 @@ class ImageGenerator:
         preprocessing_function: Callable[[Array], Array] | None = None,
         validation_split: float = 0.0,
         dtype: DTypeLike = "float32",
+        augment: Augment | None = None,
+        background: Array | Images | None = None,
     ) -> None:
         if validation_split and not 0 < validation_split < 1:
             raise UsageError(f"validation_split is {validation_split}; give a share between 0 and 1, or 0 for none")
@@ -84,6 +94,14 @@ class ImageGenerator:
         self.rescale = rescale
         self.preprocessing_function = preprocessing_function
         self.validation_split = validation_split
+        mixes = augment is not None and augment.background_probability > 0
+        if mixes != (background is not None):
+            raise UsageError(
+                f"background is {'missing' if mixes else 'given'} and Augment(background_probability="
+                f"{augment.background_probability if augment else 0}); give both, or neither"
+            )
+        self.augment = augment
+        self.background = None if background is None else _as_images(background)
 
     def flow(
         self,
@@ -106,7 +124,7 @@ class ImageGenerator:
         split is by position, as Keras's, and refused where the two sides hold different labels unless
         `ignore_class_split`: such images are sorted by label, or a label is too rare.
         """
-        source: Images = _Rows(np.asarray(images)) if isinstance(images, np.ndarray) else images
+        source = _as_images(images)
         n = len(source)
         y = None if labels is None else np.asarray(labels)
         weight = None if sample_weight is None else np.asarray(sample_weight)
@@ -153,6 +171,10 @@ class ImageGenerator:
         _one_of("class_mode", class_mode, ("categorical", "binary", "sparse", "input", None))
         _one_of("color_mode", color_mode, tuple(_CHANNELS))
         _one_of("interpolation", interpolation, tuple(_RESAMPLING))
+        if self.augment and self.augment.mixup_alpha and class_mode not in ("categorical", "binary"):
+            raise UsageError(
+                f"mixup averages labels, which class_mode={class_mode!r} does not allow; use 'categorical'"
+            )
         root = Path(directory)
         if not root.is_dir():
             raise TwoPhaseError(f"{root}: is not a folder; give one that holds a folder of images for each class")
@@ -177,8 +199,6 @@ class ImageGenerator:
     def _split(self, subset: str | None, n: int) -> tuple[int, int]:
         """The rows of `n` that a subset gets, as Keras rounds them."""
         _one_of("subset", subset, ("training", "validation", None))
-        if subset and not self.validation_split:
-            raise UsageError(f"subset={subset!r} needs a validation_split between 0 and 1 in ImageGenerator")
         cut = int(self.validation_split * n)
         return {"validation": (0, cut), "training": (cut, n), None: (0, n)}[subset]
 
@@ -205,33 +225,40 @@ class _Order:
         if seed is None and shuffle and count > 1:
             raise UsageError("shuffled shards need the same seed on every worker, or they overlap; give seed")
         if len(rows) < count:
-            raise UsageError(f"{len(rows)} images cannot be cut into {count} shards; use fewer workers")
+            raise UsageError(f"there are {len(rows)} images for {count} shard(s); each needs at least one")
         # Without a seed: one draw from NumPy's global state, so that keras.utils.set_random_seed still decides.
         self.seed = int(np.random.randint(2**31)) if seed is None else int(seed)
-        self.rows, self.batch_size, self.shuffle, self.shard, self.epoch = (
-            rows,
-            batch_size,
-            shuffle,
-            shard,
-            initial_epoch,
-        )
+        self.rows, self.batch_size, self.shuffle = rows, batch_size, shuffle
+        self.shard, self.epoch = shard, initial_epoch
         self._drawn: tuple[int, NDArray[np.intp]] | None = None
 
     def __len__(self) -> int:
-        index, count = self.shard
-        return -(-len(range(index, len(self.rows), count)) // self.batch_size)
+        """Batches an epoch: the same for every shard, so that workers which go in step end together."""
+        most = -(-len(self.rows) // self.shard[1])
+        return -(-most // self.batch_size)
 
     def batch(self, i: int) -> NDArray[np.intp]:
-        drawn = self._drawn  # one read: other threads may replace it
+        """The rows of batch `i`: `batch_size` of them, the last batch's the rest.
+
+        A shard of one image less than others may have none left for its last batch, which then takes the one
+        before's last.
+        """
+        drawn = self._drawn  # read once: other threads may replace it
         if drawn is None or drawn[0] != self.epoch:
             drawn = self._drawn = (self.epoch, self._draw(self.epoch))
-        return drawn[1][i * self.batch_size : (i + 1) * self.batch_size]
+        rows, last = drawn[1], len(drawn[1]) - 1
+        start, stop = min(i * self.batch_size, last), min((i + 1) * self.batch_size, last)
+        return rows[start:stop] if i + 1 < len(self) else rows[start:]
+
+    def rng(self, i: int) -> np.random.Generator:
+        """What the augmentation of batch `i` draws from."""
+        return np.random.default_rng([self.seed % 2**32, self.epoch, self.shard[0], i])
 
     def _draw(self, epoch: int) -> NDArray[np.intp]:
         index, count = self.shard
         if not self.shuffle:
             return self.rows[index::count]
-        # Keras seeds its permutation with seed + batches seen; all workers draw the same one and share it out.
+        # Keras seeds each epoch's permutation with seed + batches seen. All workers draw the same one and share it out.
         n = len(self.rows)
         state = np.random.RandomState((self.seed + epoch * -(-n // self.batch_size)) % 2**32)
         return self.rows[state.permutation(n)[index::count]]
@@ -242,7 +269,8 @@ class ImageSequence(PyDataset):  # type: ignore[misc]
 
     `sequence[i]` is batch `i` of the current `epoch`, always the same bytes. The epoch advances with Keras's hooks
     (`on_epoch_end` after `on_epoch_begin`), at the end of a `for` loop, and as `next` passes it; `set_epoch` and
-    `follow` set it. Shards of one set may differ by one batch: where workers go in step, give `fit` `steps_per_epoch`.
+    `follow` set it. Leave `fit`'s `steps_per_epoch` out: with fewer steps Keras goes on with the rest of an epoch after it
+    has called that epoch over.
 
     Attributes: `n` images over all shards, `batch_size`, `shuffle`, `seed`, `epoch`, `labels`, `sample_weight`.
     """
@@ -260,6 +288,7 @@ class ImageSequence(PyDataset):  # type: ignore[misc]
         self._order, self._running, self._next = order, False, 0
         self.n, self.batch_size = len(order.rows), order.batch_size
         self.shuffle, self.seed = order.shuffle, order.seed
+        self._batch(order.rows[:1], np.random.default_rng(0))  # what does not fit together fails here, not inside `fit`
 
     @property
     def epoch(self) -> int:
@@ -268,6 +297,8 @@ class ImageSequence(PyDataset):  # type: ignore[misc]
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch, from 0: what `fit(initial_epoch=...)` needs to go on where it stopped."""
+        if epoch < 0:
+            raise UsageError(f"epoch is {epoch}; give a number from 0 up")
         self._order.epoch, self._next = int(epoch), 0
 
     def follow(self) -> Callback:
@@ -291,8 +322,7 @@ class ImageSequence(PyDataset):  # type: ignore[misc]
         if not 0 <= i < len(self):
             raise IndexError(f"there is no batch {i}; an epoch has {len(self)}")
         rows = self._order.batch(i)
-        x = self._batch(rows)
-        y = self._labels(rows, x)
+        x, y = self._batch(rows, self._order.rng(i))
         if y is None:
             return x
         return (x, y) if self.sample_weight is None else (x, y, self.sample_weight[rows])
@@ -312,21 +342,33 @@ class ImageSequence(PyDataset):  # type: ignore[misc]
             self.set_epoch(self.epoch + 1)
         return batch
 
-    def _batch(self, rows: NDArray[np.intp]) -> Array:
-        raw = self.images.take(rows)
-        if raw.ndim == 3:
-            raw = raw[..., None]
-        if raw.ndim != 4:
-            raise UsageError(f"images are {list(raw.shape)}; give [n, frames, mels] or [n, height, width, channels]")
-        dtype, function, rescale = self.generator.dtype, self.generator.preprocessing_function, self.generator.rescale
-        x: Array = raw.astype(dtype)
-        if function is not None:
-            x = np.stack([function(image) for image in x]).astype(dtype, copy=False)
-        if rescale:
-            x *= dtype.type(rescale)
-        return x
+    def _batch(self, rows: NDArray[np.intp], rng: np.random.Generator) -> tuple[Array, Array | None]:
+        generator, dtype = self.generator, self.generator.dtype
+        x, y = self.images.take(rows), self._labels(rows)
+        if x.ndim == 3:
+            x = x[..., None]
+        if x.ndim != 4:
+            raise UsageError(f"images are {list(x.shape)}; give [n, frames, mels] or [n, height, width, channels]")
+        if generator.augment:
+            if x.shape[3] != 1:
+                raise UsageError(
+                    f"augment needs images of one channel, not of {x.shape[3]}; use color_mode='grayscale'"
+                )
+            behind = None
+            if generator.background:
+                behind = generator.background.take(rng.integers(len(generator.background), size=len(x)))
+            x, y = generator.augment(x[..., 0], y, rng, behind)
+            if not np.issubdtype(dtype, np.floating):
+                np.rint(x, out=x)
+            x = x[..., None]
+        x = x.astype(dtype)
+        if generator.preprocessing_function:
+            x = np.stack([generator.preprocessing_function(image) for image in x]).astype(dtype, copy=False)
+        if generator.rescale:
+            x *= dtype.type(generator.rescale)
+        return x, y
 
-    def _labels(self, rows: NDArray[np.intp], x: Array) -> Array | None:
+    def _labels(self, rows: NDArray[np.intp]) -> Array | None:
         return None if self.labels is None else self.labels[rows]
 
 
@@ -347,22 +389,28 @@ class DirectorySequence(ImageSequence):
         classes: NDArray[np.int32],
         class_mode: ClassMode | None,
     ) -> None:
-        super().__init__(generator, files, order, classes, None)
         self.directory, self.classes, self.class_mode = directory, classes, class_mode
         self.filepaths, self.samples, self.image_shape = files.paths, len(files), files.shape
         self.filenames = [os.path.relpath(path, directory) for path in files.paths]
         self.class_indices = {name: index for index, name in enumerate(names)}
         self.num_classes = len(names)
+        super().__init__(generator, files, order, classes, None)
 
-    def _labels(self, rows: NDArray[np.intp], x: Array) -> Array | None:
-        if self.class_mode is None:
+    def _batch(self, rows: NDArray[np.intp], rng: np.random.Generator) -> tuple[Array, Array | None]:
+        x, y = super()._batch(rows, rng)
+        return x, x.copy() if self.class_mode == "input" else y
+
+    def _labels(self, rows: NDArray[np.intp]) -> Array | None:
+        if self.class_mode in (None, "input"):
             return None
-        if self.class_mode == "input":
-            return x.copy()
         classes: Array = self.classes[rows]
         if self.class_mode == "categorical":
             classes = classes[:, None] == np.arange(self.num_classes)
         return classes.astype(self.generator.dtype)
+
+
+def _as_images(images: Array | Images) -> Images:
+    return _Rows(np.asarray(images)) if isinstance(images, np.ndarray) else images
 
 
 class _Rows:
@@ -379,7 +427,11 @@ class _Rows:
 
 
 class _Files:
-    """Image files as `Images`, decoded as `keras.utils.load_img` decodes them."""
+    """Image files as `Images`, decoded once, as `keras.utils.load_img` decodes them.
+
+    Inflating is most of the cost of a PNG this small (OpenCV and libspng save a fifth of Pillow's time), so what has
+    been decoded is kept: where all images together take up to `CACHE_BYTES`, later epochs read no file.
+    """
 
     def __init__(
         self, paths: list[str], size: tuple[int, int], color_mode: str, interpolation: str, keep_aspect_ratio: bool
@@ -387,21 +439,35 @@ class _Files:
         self.paths, self.shape = paths, (*size, _CHANNELS[color_mode])
         self._size, self._mode = (size[1], size[0]), {"grayscale": "L", "rgb": "RGB", "rgba": "RGBA"}[color_mode]
         self._resampling, self._keep_aspect_ratio = _RESAMPLING[interpolation], keep_aspect_ratio
+        kept = len(paths) if len(paths) * math.prod(self.shape) <= CACHE_BYTES else 0
+        self._pixels = np.empty((kept, *self.shape), np.uint8)  # address space until an image is decoded into it
+        self._decoded = np.zeros(kept, np.bool_)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def take(self, rows: NDArray[np.intp], /) -> Array:
-        pixels = [self._read(self.paths[row]) for row in rows]
-        return np.stack(pixels).reshape(len(pixels), *self.shape)  # uint8; wider if a file has more than 8 bits
+        if not len(self._decoded):
+            return self._decode(rows)
+        missing = rows[~self._decoded[rows]]
+        if len(missing):
+            fresh = self._decode(missing)
+            if fresh.dtype != np.uint8:  # deep images do not fit
+                return fresh if len(missing) == len(rows) else self._decode(rows)
+            self._pixels[missing] = fresh
+            self._decoded[missing] = True
+        return self._pixels[rows]
+
+    def _decode(self, rows: NDArray[np.intp]) -> Array:
+        """uint8 [n, height, width, channels]; wider if a file has more than 8 bits of gray."""
+        return np.stack([self._read(self.paths[row]) for row in rows]).reshape(len(rows), *self.shape)
 
     def _read(self, path: str) -> Array:
         try:
-            with open(path, "rb") as file:  # noqa: PTH123 - a third of the time of Path.open, which counts here
-                image = self._fit(_open(file))
-                return np.asarray(image)
+            with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - a Path each costs as much as the reading
+                return np.asarray(self._fit(Image.open(io.BytesIO(file.read()))))
         except FileNotFoundError:
-            raise TwoPhaseError(f"{path}: has gone since the folder was listed; run again") from None
+            raise TwoPhaseError(f"{path}: has gone since the folder was listed; make the generator again") from None
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise TwoPhaseError(f"{path}: is not an image that can be read ({error}); replace or remove it") from None
 
@@ -418,13 +484,6 @@ class _Files:
         cut_height = min(height, width * target_height // target_width)
         left, top = (width - cut_width) // 2, (height - cut_height) // 2
         return image.resize(self._size, self._resampling, box=(left, top, left + cut_width, top + cut_height))
-
-
-def _open(file: Any) -> Image.Image:
-    """`Image.open` without trying every format on what says that it is a PNG."""
-    head = file.read(8)
-    file.seek(0)
-    return PngImagePlugin.PngImageFile(file) if head == b"\x89PNG\r\n\x1a\n" else Image.open(file)
 
 
 def _image_files(folder: Path, follow_links: bool) -> list[str]:
