@@ -8,7 +8,10 @@ A clip's split is a fixed hash of its group (of its content where no group is gi
 15 % test. New clips never move old ones, so a clip that one version was trained on never tests the next. The same clip
 or group on two sides fails the run.
 
-    clips.jsonl   one clip a line, in the order of their content digests; written whole or not at all
+A dataset that was read once is kept as a folder:
+
+    clips.jsonl    one clip a line, in the order of their content digests
+    dataset.json   wanted labels, and what was left out with the reason why; written last
 """
 
 import csv
@@ -20,7 +23,7 @@ from pathlib import Path
 
 from twophase.audio.decode import SUFFIXES
 from twophase.errors import TwoPhaseError, UsageError
-from twophase.files import digest, replacing
+from twophase.files import digest, read_json, replacing, write_json
 
 SPLITS = ("train", "validation", "test")
 _SHARES = (0.70, 0.15, 0.15)
@@ -61,7 +64,7 @@ def split_of(group: str) -> str:
     return SPLITS[0] if position < _SHARES[0] else SPLITS[1] if position < _SHARES[0] + _SHARES[1] else SPLITS[2]
 
 
-def read(source: Path, wanted: Sequence[str] | None = None) -> Dataset:
+def read_source(source: Path, wanted: Sequence[str] | None = None) -> Dataset:
     """The dataset of a folder or a CSV file. `wanted` overrides its `wanted.txt`; one of the two must be there.
 
     Raises `TwoPhaseError` when there is nothing to read, a named file is missing, or clips stand on both sides.
@@ -108,11 +111,18 @@ def check_splits(clips: Iterable[Clip]) -> None:
             )
 
 
-def write_clips(path: Path, clips: Iterable[Clip]) -> None:
-    """Write `clips.jsonl`, ordered by content."""
-    with replacing(path, "w") as file:
-        for clip in sorted(clips, key=lambda c: c.sha256):
-            file.write(json.dumps(asdict(clip)) + "\n")
+def write(folder: Path, dataset: Dataset) -> None:
+    """Keep a dataset in `folder`."""
+    with replacing(folder / "clips.jsonl", "w") as file:
+        file.writelines(json.dumps(asdict(clip)) + "\n" for clip in sorted(dataset.clips, key=lambda c: c.sha256))
+    write_json(folder / "dataset.json", {"wanted": dataset.wanted, "skipped": dataset.skipped})
+
+
+def read(folder: Path) -> Dataset:
+    """The dataset that `write` kept in `folder`."""
+    head = read_json(folder / "dataset.json", "dataset")
+    skipped = tuple((name, reason) for name, reason in head["skipped"])
+    return Dataset(tuple(read_clips(folder / "clips.jsonl")), tuple(head["wanted"]), skipped)
 
 
 def read_clips(path: Path) -> Iterator[Clip]:

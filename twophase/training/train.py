@@ -1,6 +1,7 @@
 """Training the pair on one image set: which rows, which targets, which weights; and what a trained model is.
 
-    MODEL/
+    WORKDIR/fits/KEY/                     where an interrupted fit stands (see fit.py)
+    WORKDIR/models/KEY/                   a trained model, `MODEL` below; KEY is a digest of images and recipe
       network.keras                       the float network, image in, logits out
       gate.tflite | classifier.tflite     the same, as exported
       history.json                        curves, labels, recipe; written last: a folder without it is no model
@@ -10,7 +11,7 @@ is none of these, so that it can still say no when the gate was wrong. Windows a
 nor a common label outweighs the rest.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from twophase.audio.dataset import SPLITS
 from twophase.audio.images import ImageSet
 from twophase.errors import TwoPhaseError
-from twophase.files import digest_of, new_directory, write_json
+from twophase.files import digest, digest_of, new_directory, write_json
 from twophase.training.fit import Progress, Recipe, fit, prepare
 
 if TYPE_CHECKING:
@@ -32,8 +33,17 @@ if TYPE_CHECKING:
 BATCH = 64
 
 
-def train_gate(images: ImageSet, model: Path, states: Path, recipe: Recipe, progress: Progress = lambda *_: None) -> None:
-    """Train the gate and write it to the folder `model`; `states` is where interrupted fits are kept."""
+def recipe(kind: str, quick: bool, seed: int) -> Recipe:
+    """The default recipe of `gate` or `classifier`; a quick one shows that all works, not what is possible."""
+    return Recipe(epochs=8 if quick else 30, seed=seed)
+
+
+def train_gate(images: ImageSet, workdir: Path, recipe: Recipe, progress: Progress = lambda *_: None) -> Path:
+    """Train the gate and return its MODEL folder; the same images and recipe are trained once per `workdir`."""
+    key = _key("gate", images, recipe)
+    model = workdir / "models" / key
+    if model.is_dir():
+        return model
     from twophase.release.convert import gate_tflite
     from twophase.training import networks
 
@@ -44,20 +54,24 @@ def train_gate(images: ImageSet, model: Path, states: Path, recipe: Recipe, prog
 
     loss = keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=0.02)
     targets = wanted[:, None].astype(np.float32)
-    history = _fit(network, loss, images, targets, wanted, recipe, states / _key("gate", images, recipe), progress)
+    history = _fit(network, loss, images, targets, wanted, recipe, workdir / "fits" / key, progress)
     _write(model, network, {"gate.tflite": gate_tflite(network)}, ["wanted"], recipe, history)
+    return model
 
 
 def train_classifier(
     images: ImageSet,
-    model: Path,
-    states: Path,
+    workdir: Path,
     recipe: Recipe,
     backbone: str = "small",
     weights: str | None = None,
     progress: Progress = lambda *_: None,
-) -> None:
-    """Train the classifier and write it to the folder `model`."""
+) -> Path:
+    """Train the classifier and return its MODEL folder; like `train_gate`."""
+    key = _key(f"classifier-{backbone}-{weights}", images, recipe)
+    model = workdir / "models" / key
+    if model.is_dir():
+        return model
     from twophase.release.convert import classifier_tflite
     from twophase.training import networks
 
@@ -72,9 +86,9 @@ def train_classifier(
 
     loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.05)
     one_hot = np.eye(outputs, dtype=np.float32)[targets]
-    key = _key(f"classifier-{backbone}-{weights}", images, recipe)
-    history = _fit(network, loss, images, one_hot, targets, recipe, states / key, progress)
+    history = _fit(network, loss, images, one_hot, targets, recipe, workdir / "fits" / key, progress)
     _write(model, network, {"classifier.tflite": classifier_tflite(network)}, images.wanted, recipe, history)
+    return model
 
 
 def _fit(
@@ -128,4 +142,13 @@ def _write(
         network.save(folder / "network.keras")
         for name, content in files.items():
             (folder / name).write_bytes(content)
-        write_json(folder / "history.json", {"labels": list(labels), "recipe": asdict(recipe), "history": history})
+        weights = digest(b"".join(np.ascontiguousarray(w).tobytes() for w in network.get_weights()))
+        write_json(
+            folder / "history.json",
+            {"labels": list(labels), "recipe": asdict(recipe), "history": history, "weights": weights},
+        )
+
+
+def report(at: Callable[[int, int, str], object]) -> Progress:
+    """A `Progress` that says `done`, `total` and the losses to a step's `at`."""
+    return lambda done, total, logs: at(done, total, f"loss {logs['loss']:.3f}, validation {logs['val_loss']:.3f}")

@@ -1,0 +1,27 @@
+"""Step 4: the packs of all shards become one image set."""
+
+from kfp.dsl import Dataset, Input, Output, component
+
+from components import IMAGE
+
+
+@component(base_image=IMAGE, install_kfp_package=False)
+def collect_images(
+    clips: Input[Dataset],
+    shards: list,  # type: ignore[type-arg]  # kfp reads `list`
+    packs: list,  # type: ignore[type-arg]
+    on_bad_clip: str,
+    images: Output[Dataset],
+) -> None:
+    """Join packs into an image set; clips that cannot be used are named, or fail the run."""
+    from pathlib import Path
+
+    from twophase.audio import dataset
+    from twophase.audio.images import collect
+    from twophase.progress import step
+
+    with step("collect images") as say:
+        wanted = dataset.read(Path(clips.path)).wanted
+        found = collect([Path(p) for p in packs], [Path(s) for s in shards], wanted, Path(images.path), on_bad_clip)
+        images.metadata.update(digest=found.digest, images=len(found), clips=len(found.clips), left_out=len(found.bad))
+        say.result(f"{len(found)} images of {len(found.clips)} clips, {len(found.bad)} clips cannot be used")

@@ -1,0 +1,24 @@
+"""Step 9: is the new release better than the one that is live?"""
+
+from kfp.dsl import Dataset, Input, Model, component
+
+from components import IMAGE
+
+
+@component(base_image=IMAGE, install_kfp_package=False)
+def compare_releases(
+    evaluation: Input[Dataset], release: Input[Model], workdir: str, project: str, region: str, api_endpoint: str, model: str
+) -> str:
+    """Return `better`, `worse` or `not shown`. The verdict is this step's only output: the branch hangs on it."""
+    from pathlib import Path
+
+    from twophase.progress import step
+    from twophase.targets.vertex import Registry
+    from twophase.training.compare import against_champion
+    from twophase.training.judge import Judgement
+
+    with step("compare with the champion") as say:
+        champion = Registry(project, region, api_endpoint).champion(model, Path(workdir) / "releases")
+        verdict = against_champion(Judgement.read(Path(evaluation.path)), Path(release.path), champion)
+        say.result(verdict.words)
+    return verdict.name

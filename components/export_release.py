@@ -1,0 +1,34 @@
+"""Step 7: the pair becomes a release, if SavedModel, LiteRT and Keras agree."""
+
+from kfp.dsl import Dataset, Input, Model, Output, component
+
+from components import IMAGE
+
+
+@component(base_image=IMAGE, install_kfp_package=False)
+def export_release(
+    images: Input[Dataset],
+    gate: Input[Model],
+    classifier: Input[Model],
+    evaluation: Input[Dataset],
+    workdir: str,
+    release: Output[Model],
+) -> str:
+    """Export to `workdir/releases/<id>` and return the id."""
+    from pathlib import Path
+
+    from twophase.audio.images import ImageSet
+    from twophase.progress import step
+    from twophase.release.export import export
+    from twophase.training.judge import Judgement
+
+    with step("export the release") as say:
+        judged = Judgement.read(Path(evaluation.path))
+        heard = [(c.sha256, c.group) for c in ImageSet(Path(images.path)).clips if c.split != "test"]
+        found = export(
+            Path(gate.path), Path(classifier.path), judged.point, judged.metrics, judged.lineage, heard, Path(workdir) / "releases"
+        )
+        release.uri = str(found)
+        release.metadata.update(release=found.name)
+        say.result(found.name)
+    return found.name

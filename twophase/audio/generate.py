@@ -1,0 +1,26 @@
+"""Where the clips of a run come from: the user's data, or the synthesiser where none is given.
+
+    WORKDIR/synth/<per label>-<seed>/   rendered clips; a data folder like any other, so it can be listened to
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from twophase.audio.dataset import Dataset, read_source
+
+Progress = Callable[[int, int], object]
+"""Called with (finished, planned) clips."""
+
+
+def generate(
+    data: str, wanted: Sequence[str] | None, workdir: Path, per_label: int, seed: int, progress: Progress
+) -> Dataset:
+    """The dataset at `data`, or `per_label` rendered clips of every label of the synthesiser where it is empty."""
+    if data:
+        return read_source(Path(data), wanted)
+    from twophase.audio import synth
+
+    folder = workdir / "synth" / f"{per_label}-{seed}"
+    if not (folder / "labels.csv").is_file():
+        synth.write_clips(folder, per_label, seed, progress=progress)
+    return read_source(folder, wanted)

@@ -1,0 +1,85 @@
+"""The judgement on a trained pair: what it answered, its operating point, its figures, and where it came from.
+
+    EVALUATION/
+      validation.jsonl, test.jsonl   the answers (see answers.py)
+      judgement.json                 operating point, figures on the test clips, lineage; written last
+"""
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from twophase.audio.images import ImageSet
+from twophase.errors import TwoPhaseError
+from twophase.files import digest, read_json, write_json
+from twophase.release.manifest import NONE, OperatingPoint
+from twophase.training import answers
+from twophase.training.answers import Answers, Report
+from twophase.training.evaluate import evaluate
+from twophase.training.operating_point import Rule, choose
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What `judge` found, and the folder that keeps it."""
+
+    folder: Path
+    point: OperatingPoint
+    metrics: dict[str, Any]
+    """`twophase.training.evaluate.evaluate` on the test clips."""
+    lineage: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> "Judgement":
+        """The judgement kept in `folder`."""
+        value = read_json(folder / "judgement.json", "evaluation")
+        return cls(folder, OperatingPoint(**value["point"]), value["metrics"], value["lineage"])
+
+    @cached_property
+    def validation(self) -> Answers:
+        """Answers to the clips on which the threshold was chosen."""
+        return answers.read(self.folder / "validation.jsonl")
+
+    @cached_property
+    def test(self) -> Answers:
+        """Answers to the clips on which everything else was measured."""
+        return answers.read(self.folder / "test.jsonl")
+
+    def headline(self) -> dict[str, float]:
+        """The figures that people ask for first."""
+        gate, classifier, pair = (self.metrics[k] for k in ("gate", "classifier", "pair"))
+        figures = {
+            "gate accuracy": gate["accuracy"],
+            "gate recall": gate["recall"],
+            "stopped": gate["stopped"],
+            "classifier accuracy": classifier["accuracy"],
+            "pair accuracy": pair["accuracy"],
+        }
+        return {name: float(value) for name, value in figures.items() if value is not None}
+
+
+def judge(images: ImageSet, gate: Path, classifier: Path, rule: Rule, folder: Path, progress: Any) -> Judgement:
+    """Ask the trained pair about validation and test clips and keep what came of it in `folder`.
+
+    `progress` is called with (newly finished, planned) clips. Raises `TwoPhaseError` without test clips.
+    """
+    clips = [c for c in images.clips if c.split != "train"]
+    if not any(c.split == "test" for c in clips):
+        raise TwoPhaseError("the test split has no clips, so nothing can be said of the pair; add clips of other recordings")
+    report: Report = lambda n: progress(n, len(clips))  # noqa: E731 - one expression, named for its type
+    names = (*images.wanted, NONE)
+    given = answers.ask(gate / "gate.tflite", classifier / "classifier.tflite", names, clips, report)
+    test, validation = given.of("test"), given.of("validation")
+    point = choose(validation, rule)
+    answers.write(folder / "validation.jsonl", validation)
+    answers.write(folder / "test.jsonl", test)
+    lineage = {
+        "images": images.digest,
+        "clips": {split: sum(c.split == split for c in images.clips) for split in ("train", "validation", "test")},
+        "gate": digest(gate / "history.json"),
+        "classifier": digest(classifier / "history.json"),
+    }
+    metrics = evaluate(test, point.threshold)
+    write_json(folder / "judgement.json", {"point": asdict(point), "metrics": metrics, "lineage": lineage})
+    return Judgement(folder, point, metrics, lineage)
