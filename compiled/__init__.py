@@ -1,0 +1,1 @@
+"""The compiled pipeline specs, checked in; `twophase compile` writes them."""

@@ -1,0 +1,160 @@
+"""Releases on Vertex AI, through the official SDK; the same against Google's cloud and the platform on this machine.
+
+A model of the registry holds every version of one pair; the version's label `release` names what it is. One endpoint of
+the same name serves it. Going live is: deploy beside the live version with a small share of the traffic, replay the
+golden windows through the endpoint until the newcomer has answered, then move all traffic to it and the alias
+`default` with it. Where the newcomer answers wrongly it is undeployed and the live version keeps what it had.
+
+An endpoint on a plain http address is the local platform: it takes no credentials and speaks REST.
+"""
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from twophase.audio.frontend import SAMPLE_RATE
+from twophase.errors import TwoPhaseError
+from twophase.release.golden import GOLDEN, PROBABILITY_TOLERANCE
+from twophase.release.manifest import NONE, read
+
+SERVER_IMAGE = "twophase/server:0.1.0"
+CANARY_PERCENT = 10
+MACHINE = "n1-standard-2"
+
+_TRIES = 300  # at 10 % of the traffic a canary is missed this often once in 10^13 deployments
+_ENOUGH = 3
+
+
+class SmokeTestFailed(TwoPhaseError):
+    """The deployed version does not answer as the release did when it was exported; traffic was left as it was."""
+
+
+class Registry:
+    """The models and endpoints of one project and region."""
+
+    def __init__(self, project: str, region: str, api_endpoint: str) -> None:
+        """`api_endpoint` is an address such as `http://127.0.0.1:8470`, or empty for Google's own."""
+        from google.auth.credentials import AnonymousCredentials
+        from google.cloud import aiplatform
+
+        local = api_endpoint.startswith("http://")
+        how = {"api_transport": "rest", "credentials": AnonymousCredentials()} if local else {}
+        aiplatform.init(project=project, location=region, api_endpoint=api_endpoint or None, **how)
+        self._sdk = aiplatform
+
+    def champion(self, model: str, releases: Path) -> Path | None:
+        """The folder of the release behind the model's default version, looked for in `releases`; None if none is."""
+        found = self._model(model)
+        if found is None:
+            return None
+        name = found.labels.get("release", "")
+        folder = releases / name if name else Path(found.uri or "")
+        if not folder.is_dir():
+            folder = Path(found.uri or "")
+        if not folder.is_dir():
+            raise TwoPhaseError(
+                f"{found.versioned_resource_name}: its release {name or '(not named)'} is neither in {releases} nor at "
+                f"{found.uri}; copy it into {releases} so that the new one can be compared with it"
+            )
+        return folder
+
+    def register(self, release: Path, model: str, uri: str | None = None) -> str:
+        """Upload a release as the next version of `model`; return `projects/.../models/ID@VERSION`.
+
+        `uri` is where the cloud finds the folder, where that is another name for it. A release that is a version
+        already is not uploaded again.
+        """
+        manifest = read(release)
+        parent = self._model(model)
+        if parent is not None:
+            for version in parent.versioning_registry.list_versions():
+                known = self._sdk.Model(f"{parent.resource_name}@{version.version_id}")
+                if known.labels.get("release") == manifest.id:
+                    return str(known.versioned_resource_name)
+        uploaded = self._sdk.Model.upload(
+            display_name=model,
+            artifact_uri=uri or str(release),
+            serving_container_image_uri=SERVER_IMAGE,
+            serving_container_predict_route="/predict",
+            serving_container_health_route="/health",
+            serving_container_ports=[8080],
+            parent_model=parent.resource_name if parent else None,
+            is_default_version=parent is None,
+            labels={"release": manifest.id, "front_end": manifest.fingerprint},
+            version_description=f"{manifest.id}, {len(manifest.labels)} labels",
+        )
+        return str(uploaded.versioned_resource_name)
+
+    def deploy(self, release: Path, version: str, model: str) -> str:
+        """Make a registered version live and return the endpoint's resource name. Raises `SmokeTestFailed`."""
+        chosen = self._sdk.Model(version)
+        endpoint = self._endpoint(model) or self._sdk.Endpoint.create(display_name=model)
+        before = {d.id: d for d in endpoint.list_models()}
+        traffic = dict(endpoint.traffic_split)
+        if not any(d.model == chosen.resource_name and d.model_version_id == chosen.version_id for d in before.values()):
+            endpoint.deploy(
+                chosen,
+                deployed_model_display_name=read(release).id,
+                traffic_percentage=CANARY_PERCENT if before else 100,
+                machine_type=MACHINE,
+                min_replica_count=1,
+            )
+        new = next(
+            d.id for d in endpoint.list_models() if d.model == chosen.resource_name and d.model_version_id == chosen.version_id
+        )
+        try:
+            self._smoke(endpoint, release, new)
+        except SmokeTestFailed:
+            if new not in before:
+                endpoint.undeploy(new, traffic_split=traffic or {})
+            raise
+        endpoint.update(traffic_split={new: 100, **{d: 0 for d in before if d != new}})
+        for old in before:
+            if old != new:
+                endpoint.undeploy(old)
+        chosen.versioning_registry.add_version_aliases(["default"], chosen.version_id)
+        return str(endpoint.resource_name)
+
+    def _smoke(self, endpoint: Any, release: Path, deployed: str) -> None:
+        manifest = read(release)
+        with np.load(release / GOLDEN, allow_pickle=False) as golden:
+            windows, expected = golden["windows"], golden["classifier"]
+        instances = [{"audio_bytes": {"b64": base64.b64encode(_wav(w)).decode()}} for w in windows]
+        answered = 0
+        for _ in range(_TRIES):
+            reply = endpoint.predict(instances)
+            if reply.deployed_model_id != deployed:
+                continue
+            names = (*manifest.labels, NONE)
+            got = np.array([[p["probabilities"][name] for name in names] for p in reply.predictions])
+            off = float(np.abs(got - expected).max())
+            if not off <= PROBABILITY_TOLERANCE:
+                raise SmokeTestFailed(
+                    f"{manifest.id}: its golden windows come back off by {off:.4g} through {endpoint.display_name}, at most "
+                    f"{PROBABILITY_TOLERANCE:g} is accepted; the version was undeployed and the live one kept its traffic"
+                )
+            answered += 1
+            if answered == _ENOUGH:
+                return
+        raise SmokeTestFailed(
+            f"{manifest.id}: answered {answered} of {_TRIES} requests to {endpoint.display_name}, {_ENOUGH} were expected; "
+            "the version was undeployed and the live one kept its traffic"
+        )
+
+    def _model(self, name: str) -> Any:
+        found = self._sdk.Model.list(filter=f'display_name="{name}"')
+        return self._sdk.Model(found[0].resource_name) if found else None
+
+    def _endpoint(self, name: str) -> Any:
+        found = self._sdk.Endpoint.list(filter=f'display_name="{name}"')
+        return found[0] if found else None
+
+
+def _wav(window: Any) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, window, SAMPLE_RATE, format="WAV", subtype="PCM_16")
+    return file.getvalue()
