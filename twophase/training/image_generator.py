@@ -233,9 +233,10 @@ class _Order:
         self._drawn: tuple[int, NDArray[np.intp]] | None = None
 
     def __len__(self) -> int:
-        """Batches an epoch: the same for every shard, so that workers which go in step end together."""
-        most = -(-len(self.rows) // self.shard[1])
-        return -(-most // self.batch_size)
+        """Batches an epoch: for batches larger than 1 the same on every shard, so that workers in step end together."""
+        index, count = self.shard
+        most, mine = len(range(0, len(self.rows), count)), len(range(index, len(self.rows), count))
+        return min(-(-most // self.batch_size), mine)
 
     def batch(self, i: int) -> NDArray[np.intp]:
         """The rows of batch `i`: `batch_size` of them, the last batch's the rest.
@@ -269,8 +270,8 @@ class ImageSequence(PyDataset):  # type: ignore[misc]
 
     `sequence[i]` is batch `i` of the current `epoch`, always the same bytes. The epoch advances with Keras's hooks
     (`on_epoch_end` after `on_epoch_begin`), at the end of a `for` loop, and as `next` passes it; `set_epoch` and
-    `follow` set it. Leave `fit`'s `steps_per_epoch` out: with fewer steps Keras goes on with the rest of an epoch after it
-    has called that epoch over.
+    `follow` set it. Leave `fit`'s `steps_per_epoch` out: with fewer steps Keras goes on with the rest of an epoch after
+    it has called that epoch over.
 
     Attributes: `n` images over all shards, `batch_size`, `shuffle`, `seed`, `epoch`, `labels`, `sample_weight`.
     """
@@ -361,12 +362,13 @@ class ImageSequence(PyDataset):  # type: ignore[misc]
             if not np.issubdtype(dtype, np.floating):
                 np.rint(x, out=x)
             x = x[..., None]
-        x = x.astype(dtype)
+        working = np.result_type(dtype, np.float32) if np.issubdtype(dtype, np.floating) else dtype
+        x = x.astype(working)
         if generator.preprocessing_function:
-            x = np.stack([generator.preprocessing_function(image) for image in x]).astype(dtype, copy=False)
+            x = np.stack([generator.preprocessing_function(image) for image in x]).astype(working, copy=False)
         if generator.rescale:
-            x *= dtype.type(generator.rescale)
-        return x, y
+            x *= working.type(generator.rescale)
+        return x.astype(dtype, copy=False), y
 
     def _labels(self, rows: NDArray[np.intp]) -> Array | None:
         return None if self.labels is None else self.labels[rows]
