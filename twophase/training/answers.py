@@ -62,7 +62,11 @@ class Answers:
 
 
 def ask(
-    gate: bytes | Path, classifier: bytes | Path, names: Sequence[str], clips: Sequence[Clip], report: Report = lambda n: None
+    gate: bytes | Path,
+    classifier: bytes | Path,
+    names: Sequence[str],
+    clips: Sequence[Clip],
+    report: Report = lambda n: None,
 ) -> Answers:
     """Ask both exported models about every clip, on all cores."""
     local = threading.local()

@@ -34,13 +34,19 @@ def against_champion(challenger: Judgement, release: Path, champion: Path | None
     if old.id == new.id:
         return Verdict("not shown", f"{new.id} is live already")
     if old.labels != new.labels or old.fingerprint != new.fingerprint:
-        return Verdict("better", f"{old.id} answers another question (labels or front end differ), so {new.id} goes ahead")
+        return Verdict(
+            "better", f"{old.id} answers another question (labels or front end differ), so {new.id} goes ahead"
+        )
     test = challenger.test
-    theirs = ask(champion / EXTRA / "gate.tflite", champion / EXTRA / "classifier.tflite", (*old.labels, NONE), test.clips)
+    theirs = ask(
+        champion / EXTRA / "gate.tflite", champion / EXTRA / "classifier.tflite", (*old.labels, NONE), test.clips
+    )
     return compare(test, challenger.point.threshold, theirs, old.operating_point.threshold, new.id, old.id)
 
 
-def compare(new: Answers, new_threshold: float, old: Answers, old_threshold: float, name: str, champion: str) -> Verdict:
+def compare(
+    new: Answers, new_threshold: float, old: Answers, old_threshold: float, name: str, champion: str
+) -> Verdict:
     """The verdict on two sets of answers to the same clips."""
     difference = right(new, new_threshold).astype(np.float32) - right(old, old_threshold).astype(np.float32)
     groups = np.unique([c.group for c in new.clips], return_inverse=True)[1].astype(np.int64)

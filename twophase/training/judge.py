@@ -1,8 +1,8 @@
 """The judgement on a trained pair: what it answered, its operating point, its figures, and where it came from.
 
-    EVALUATION/
-      validation.jsonl, test.jsonl   the answers (see answers.py)
-      judgement.json                 operating point, figures on the test clips, lineage; written last
+EVALUATION/
+  validation.jsonl, test.jsonl   the answers (see answers.py)
+  judgement.json                 operating point, figures on the test clips, lineage; written last
 """
 
 from dataclasses import asdict, dataclass
@@ -66,7 +66,9 @@ def judge(images: ImageSet, gate: Path, classifier: Path, rule: Rule, folder: Pa
     """
     clips = [c for c in images.clips if c.split != "train"]
     if not any(c.split == "test" for c in clips):
-        raise TwoPhaseError("the test split has no clips, so nothing can be said of the pair; add clips of other recordings")
+        raise TwoPhaseError(
+            "the test split has no clips, so nothing can be said of the pair; add clips of other recordings"
+        )
     report: Report = lambda n: progress(n, len(clips))  # noqa: E731 - one expression, named for its type
     names = (*images.wanted, NONE)
     given = answers.ask(gate / "gate.tflite", classifier / "classifier.tflite", names, clips, report)

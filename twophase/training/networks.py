@@ -30,7 +30,9 @@ def classifier(outputs: int, backbone: str = "small", weights: str | None = None
     """
     if backbone == "small":
         if weights:
-            raise UsageError(f"--weights {weights}: the small network has no pretrained weights; add --backbone mobilenetv2")
+            raise UsageError(
+                f"--weights {weights}: the small network has no pretrained weights; add --backbone mobilenetv2"
+            )
         return _convolutions("classifier", ((24, 3), (48, 3), (96, 3), (128, 3)), outputs)
     if backbone == "mobilenetv2":
         return _mobilenetv2(outputs, weights)
@@ -56,7 +58,9 @@ def _mobilenetv2(outputs: int, weights: str | None) -> "keras.Model":
     from keras.applications import MobileNetV2
 
     try:
-        base: Any = MobileNetV2(input_shape=(96, 96, 3), include_top=False, pooling="avg", weights=_backbone_weights(weights))
+        base: Any = MobileNetV2(
+            input_shape=(96, 96, 3), include_top=False, pooling="avg", weights=_backbone_weights(weights)
+        )
     except (OSError, ValueError) as error:
         raise TwoPhaseError(
             f"--weights {weights}: cannot be loaded into MobileNetV2 without its top ({str(error).splitlines()[0]}); "

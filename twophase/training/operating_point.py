@@ -32,23 +32,22 @@ DEFAULT_RULE = Rule(miss=1.0, call=1.0)
 """A miss and a needless call weigh the same unless told otherwise: the point of highest gate accuracy."""
 
 
-def parse_rule(recall: float | None, cost: str | None) -> Rule:
-    """`--recall R` or `--cost miss=5,call=0.1`. Raises `UsageError` for anything else."""
-    if recall is not None and cost is not None:
-        raise UsageError("--recall and --cost exclude each other; give one of them")
-    if recall is not None:
-        if not 0.0 < recall <= 1.0:
-            raise UsageError(f"--recall {recall:g}: is no share; a number above 0 and up to 1 is accepted")
-        return Rule(recall=recall)
-    if cost is None:
+def parse_rule(text: str) -> Rule:
+    """`recall=R`, or `miss=A,call=B`, or nothing for the default. Raises `UsageError` for anything else."""
+    if not text:
         return DEFAULT_RULE
     try:
-        parts = {k.strip(): float(v) for k, v in (part.split("=") for part in cost.split(","))}
-        if set(parts) != {"miss", "call"} or min(parts.values()) < 0:
-            raise ValueError
+        parts = {name.strip(): float(value) for name, value in (part.split("=") for part in text.split(","))}
+        if set(parts) == {"recall"} and 0.0 < parts["recall"] <= 1.0:
+            return Rule(recall=parts["recall"])
+        if set(parts) == {"miss", "call"} and min(parts.values()) >= 0.0:
+            return Rule(miss=parts["miss"], call=parts["call"])
     except ValueError:
-        raise UsageError(f"--cost {cost}: is not understood; two costs from 0 up are accepted, as in miss=5,call=0.1") from None
-    return Rule(miss=parts["miss"], call=parts["call"])
+        pass
+    raise UsageError(
+        f"{text}: is no rule for the threshold; a recall above 0 and up to 1 (--recall 0.95) or two costs from 0 up "
+        "(--cost miss=5,call=0.1) are accepted"
+    )
 
 
 def choose(validation: Answers, rule: Rule = DEFAULT_RULE) -> OperatingPoint:
