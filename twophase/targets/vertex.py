@@ -95,7 +95,9 @@ class Registry:
         endpoint = self._endpoint(model) or self._sdk.Endpoint.create(display_name=model)
         before = {d.id: d for d in endpoint.list_models()}
         traffic = dict(endpoint.traffic_split)
-        if not any(d.model == chosen.resource_name and d.model_version_id == chosen.version_id for d in before.values()):
+        if not any(
+            d.model == chosen.resource_name and d.model_version_id == chosen.version_id for d in before.values()
+        ):
             endpoint.deploy(
                 chosen,
                 deployed_model_display_name=read(release).id,
@@ -104,7 +106,9 @@ class Registry:
                 min_replica_count=1,
             )
         new = next(
-            d.id for d in endpoint.list_models() if d.model == chosen.resource_name and d.model_version_id == chosen.version_id
+            d.id
+            for d in endpoint.list_models()
+            if d.model == chosen.resource_name and d.model_version_id == chosen.version_id
         )
         try:
             self._smoke(endpoint, release, new)

@@ -1,0 +1,114 @@
+"""Vertex AI's REST API, spoken by the command line: the SDK takes seconds to import, this starts at once.
+
+The same against Google's cloud and the platform on this machine; only the address and the credentials differ. Google's
+token is taken from `GOOGLE_OAUTH_ACCESS_TOKEN` or from gcloud (`gcloud auth print-access-token`).
+"""
+
+import base64
+import builtins
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from twophase.errors import TwoPhaseError
+from twophase.files import JSON
+
+
+class Vertex:
+    """One project and region at one address."""
+
+    def __init__(self, project: str, region: str, api_endpoint: str) -> None:
+        """`api_endpoint` is an address such as `http://127.0.0.1:8470`, or empty for Google's own."""
+        self.address = api_endpoint.rstrip("/") or f"https://{region}-aiplatform.googleapis.com"
+        self.parent = f"projects/{project}/locations/{region}"
+        headers = {} if self.address.startswith("http://") else {"authorization": f"Bearer {_token()}"}
+        self._http = httpx.Client(base_url=f"{self.address}/v1/", headers=headers, timeout=60.0)
+
+    def list(self, collection: str, field: str, **params: str) -> Iterator[JSON]:
+        """Every item of a collection such as `{parent}/models`, page by page; `field` names the list in an answer."""
+        token = ""
+        while True:
+            page = self.get(collection, **params, **({"pageToken": token} if token else {}))
+            yield from page.get(field, [])
+            token = page.get("nextPageToken", "")
+            if not token:
+                return
+
+    def get(self, name: str, **params: str) -> JSON:
+        """One resource."""
+        return self._call("GET", name, params=params)
+
+    def post(self, name: str, body: JSON) -> JSON:
+        """Call a method, such as `{endpoint}:predict`."""
+        return self._call("POST", name, json=body)
+
+    def delete(self, name: str) -> JSON:
+        """Delete a resource."""
+        return self._call("DELETE", name)
+
+    def model(self, display_name: str) -> JSON:
+        """The model of that name, at its default version. Raises `TwoPhaseError` naming those that there are."""
+        return self._named("models", display_name)
+
+    def endpoint(self, display_name: str) -> JSON:
+        """The endpoint of that name. Raises `TwoPhaseError` naming those that there are."""
+        return self._named("endpoints", display_name)
+
+    def versions(self, model: JSON) -> builtins.list[JSON]:
+        """The versions of a model, oldest first."""
+        found = self.list(f"{model['name'].split('@')[0]}:listVersions", "models")
+        return sorted(found, key=lambda version: int(version["versionId"]))
+
+    def predict(self, endpoint: JSON, clips: Sequence[Path]) -> JSON:
+        """Ask an endpoint about clip files, as they are; Vertex's answer with a prediction a clip."""
+        instances = [{"audio_bytes": {"b64": base64.b64encode(_read(clip)).decode()}} for clip in clips]
+        return self.post(f"{endpoint['name']}:predict", {"instances": instances})
+
+    def _named(self, kind: str, display_name: str) -> JSON:
+        found = builtins.list(self.list(f"{self.parent}/{kind}", kind, filter=f'display_name="{display_name}"'))
+        if not found:
+            names = sorted({item["displayName"] for item in self.list(f"{self.parent}/{kind}", kind)})
+            raise TwoPhaseError(
+                f"{display_name}: is none of the {kind} at {self.address}; "
+                + (f"there are {', '.join(names)}" if names else "there are none yet: `twophase run` makes one")
+            )
+        return found[0]
+
+    def _call(self, method: str, name: str, **how: Any) -> JSON:
+        try:
+            answer = self._http.request(method, name, **how)
+        except httpx.TransportError as error:
+            raise TwoPhaseError(
+                f"{self.address}: does not answer ({error}); start it with `twophase local up`, or give --api-endpoint"
+            ) from None
+        if answer.is_success:
+            return answer.json()
+        try:
+            said = answer.json()["error"]["message"]
+        except (ValueError, KeyError, TypeError):
+            said = answer.text[:200]
+        raise TwoPhaseError(f"{self.address}: {method} {name} was refused with {answer.status_code}: {said}")
+
+
+def _read(clip: Path) -> bytes:
+    try:
+        return clip.read_bytes()
+    except OSError as error:
+        raise TwoPhaseError(f"{clip}: cannot be read ({error.strerror}); give clip files") from None
+
+
+def _token() -> str:
+    if token := os.environ.get("GOOGLE_OAUTH_ACCESS_TOKEN"):
+        return token
+    try:
+        run = subprocess.run(["gcloud", "auth", "print-access-token"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        raise TwoPhaseError(
+            "no credentials for Google Cloud: run `gcloud auth login`, or set GOOGLE_OAUTH_ACCESS_TOKEN, or name a "
+            "local platform with --api-endpoint"
+        ) from None
+    return run.stdout.strip()
