@@ -1,1 +1,1 @@
-
+"""Vertex AI's REST API on one machine: registry, endpoints, predictions; SQLite and a folder behind it."""

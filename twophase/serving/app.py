@@ -16,7 +16,7 @@ import re
 import orjson
 
 from twophase.serving.asgi import Receive, Scope, Send, header, read_body, respond
-from twophase.serving.instances import LIMITS, Limits, audio_images
+from twophase.serving.instances import LIMITS, Limits
 from twophase.serving.predictor import Predictor
 from twophase.serving.refusal import Refusal
 
@@ -62,8 +62,5 @@ class App:
         raise Refusal(404, f"{path}: there is no such route; predictions are at {', '.join(sorted(self._predict))}")
 
     async def _predictions(self, scope: Scope, body: bytes) -> bytes:
-        content_type = header(scope, b"content-type") or b""
-        if content_type.startswith((b"audio/", b"application/octet-stream")):
-            images = audio_images(body, "body")
-            return orjson.dumps({"predictions": [self._predictor.predict_images(images)]})
-        return await self._predictor.answer(body)
+        predictions = await self._predictor.answer(body, header(scope, b"content-type") or b"")
+        return orjson.dumps({"predictions": predictions})

@@ -14,7 +14,7 @@ from twophase.audio.frontend import FRONT_END, Image
 from twophase.release.golden import replay
 from twophase.release.manifest import NONE, verify
 from twophase.release.runtime import Pair
-from twophase.serving.instances import LIMITS, Limits, images_of
+from twophase.serving.instances import LIMITS, Limits, audio_images, images_of
 from twophase.serving.refusal import Refusal
 
 
@@ -70,10 +70,11 @@ class Predictor:
             predictions.append(self.predict_images(images))
         return predictions
 
-    async def answer(self, body: bytes) -> bytes:
-        """`{"instances": [...], "parameters": {...}}` -> `{"predictions": [...]}`, both as JSON bytes."""
-        instances, parameters = parse(body)
-        return orjson.dumps({"predictions": await self.predict(instances, parameters)})
+    async def answer(self, body: bytes, content_type: bytes = b"application/json") -> list[dict[str, Any]]:
+        """The predictions that a request's body asks for: JSON, or one audio file as it is. Raises `Refusal`."""
+        if content_type.startswith((b"audio/", b"application/octet-stream")):
+            return [self.predict_images(audio_images(body, "body"))]
+        return await self.predict(*parse(body))
 
     def check_parameters(self, parameters: Any) -> None:
         """Refuse a request that expects another release or front end, and parameters that mean nothing here."""

@@ -1,0 +1,204 @@
+"""The platform over plain HTTP, and its process."""
+
+import base64
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import storage
+
+from twophase.errors import TwoPhaseError
+from twophase.local.process import Address, down, ensure_up, status, up
+
+V1 = "/v1/projects/p/locations/l"
+
+
+@pytest.fixture
+def http(platform: Address) -> httpx.Client:
+    with httpx.Client(base_url=platform.url, timeout=30) as client:
+        yield client
+
+
+def uploaded(http: httpx.Client, release: Path, **more: object) -> dict:
+    body = {"model": {"displayName": "pair", "artifactUri": str(release)}, **more}
+    return http.post(f"{V1}/models:upload", json=body).json()["response"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "path", "body", "code", "words"),
+    [
+        ("GET", "/v1/nowhere", None, 404, "no method"),
+        ("GET", f"{V1}/models/1", None, 404, "not found"),
+        ("GET", f"{V1}/models?pageToken=%21", None, 400, "pageToken"),
+        ("GET", f"{V1}/models?pageSize=x", None, 400, "pageSize"),
+        ("GET", f"{V1}/models?other=1", None, 400, "no parameter"),
+        ("GET", f"{V1}/models?filter=%28", None, 400, "filter"),
+        ("POST", f"{V1}/models:upload", b"{", 400, "no JSON"),
+        ("POST", f"{V1}/models:upload", b"[]", 400, "no JSON object"),
+        ("POST", f"{V1}/models:upload", b'{"models": {}}', 400, 'no field named "models"'),
+        ("POST", f"{V1}/models:upload", b'{"model": {"displayName": 3}}', 400, "displayName"),
+        ("POST", f"{V1}/models:upload", b'{"model": {}}', 400, "displayName: is missing"),
+        (
+            "POST",
+            f"{V1}/models:upload",
+            b'{"model": {"displayName": "a", "artifactUri": "gs://no-such/x"}}',
+            404,
+            "bucket",
+        ),
+        (
+            "POST",
+            f"{V1}/models:upload",
+            b'{"model": {"displayName": "a", "artifactUri": "gs://twophase/../x"}}',
+            400,
+            "object",
+        ),
+        (
+            "POST",
+            f"{V1}/models:upload",
+            b'{"model": {"displayName": "a", "artifactUri": "/etc"}}',
+            400,
+            "holds no model",
+        ),
+        ("POST", f"{V1}/models:upload", b'{"modelId": "../x", "model": {"displayName": "a"}}', 400, "resource id"),
+        ("POST", f"{V1}/models:upload", b'{"model": {"displayName": "a", "versionAliases": ["1"]}}', 400, "no alias"),
+        ("POST", f"{V1}/models:upload", b'{"model": {"displayName": "a"}, "parentModel": "x/y"}', 400, "parentModel"),
+        ("POST", f"{V1}/endpoints", b"{}", 400, "displayName: is missing"),
+        ("POST", f"{V1}/endpoints/1:predict", b"{}", 404, "not found"),
+        ("POST", f"{V1}/customJobs", b"{}", 501, "CreateCustomJob"),
+        ("POST", f"{V1}/endpoints/1:explain", b'{"instances": [1]}', 501, "Explain"),
+        ("GET", f"{V1}/operations/1", None, 404, "not found"),
+        ("POST", f"{V1}/models:upload", b" " * 10_000_001, 413, "10000000 bytes"),
+    ],
+)
+def test_refusals(shared: httpx.Client, verb: str, path: str, body: bytes | None, code: int, words: str) -> None:
+    error = shared.request(verb, path, content=body).json()["error"]
+    assert error["code"] == code
+    assert words in error["message"]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> httpx.Client:
+    home = tmp_path_factory.mktemp("shared")
+    with httpx.Client(base_url=up(home).url, timeout=30) as client:
+        yield client
+    down(home)
+
+
+def test_traffic_split_rules(http: httpx.Client, releases: tuple[Path, Path]) -> None:
+    model = uploaded(http, releases[0])["model"]
+    endpoint = http.post(f"{V1}/endpoints", json={"displayName": "e"}).json()["response"]["name"]
+
+    def deploy(split: dict[str, int]) -> httpx.Response:
+        return http.post(f"/v1/{endpoint}:deployModel", json={"deployedModel": {"model": model}, "trafficSplit": split})
+
+    assert "sums to 90" in deploy({"0": 90}).text
+    assert "not deployed" in deploy({"0": 50, "7": 50}).text
+    assert "deployedModels" not in http.get(f"/v1/{endpoint}").json()
+    first = deploy({"0": 100}).json()["response"]["deployedModel"]["id"]
+    second = deploy({}).json()["response"]["deployedModel"]["id"]
+    assert http.get(f"/v1/{endpoint}").json()["trafficSplit"] == {first: 100}
+    patch = {"trafficSplit": {first: 50, second: 49}}
+    assert http.patch(f"/v1/{endpoint}?updateMask=traffic_split", json=patch).status_code == 400
+    patch = {"trafficSplit": {first: 0, second: 100}}
+    assert http.patch(f"/v1/{endpoint}?updateMask=trafficSplit", json=patch).json()["trafficSplit"][second] == 100
+    undeploy = f"/v1/{endpoint}:undeployModel"
+    assert "has 100% of the traffic" in http.post(undeploy, json={"deployedModelId": second}).text
+    assert http.post(undeploy, json={"deployedModelId": first}).status_code == 200
+    assert "undeploy them first" in http.delete(f"/v1/{endpoint}").text
+    assert http.post(undeploy, json={"deployedModelId": second}).status_code == 200
+    operation = http.delete(f"/v1/{endpoint}").json()
+    assert http.get(f"/v1/{operation['name']}").json() == operation
+
+
+def test_raw_predict_names_who_answered(http: httpx.Client, releases: tuple[Path, Path]) -> None:
+    model = uploaded(http, releases[0])["model"]
+    endpoint = http.post(f"{V1}/endpoints", json={"displayName": "e"}).json()["response"]["name"]
+    deploy = {"deployedModel": {"model": model}, "trafficSplit": {"0": 100}}
+    deployed = http.post(f"/v1/{endpoint}:deployModel", json=deploy).json()["response"]["deployedModel"]
+    image = base64.b64encode(np.zeros(61 * 64, np.uint8).tobytes()).decode()
+    answer = http.post(f"/v1/{endpoint}:rawPredict", json={"instances": [{"images": {"b64": image}}]})
+    assert answer.headers["x-vertex-ai-deployed-model-id"] == deployed["id"]
+    assert answer.json().keys() == {"predictions"}
+
+
+def test_pages_and_order(http: httpx.Client, releases: tuple[Path, Path]) -> None:
+    model = uploaded(http, releases[0], modelId="m")["model"]
+    for _ in range(4):
+        uploaded(http, releases[0], parentModel=model)
+    seen, token = [], ""
+    while True:
+        found = http.get(f"/v1/{model}:listVersions", params={"pageSize": 2, "pageToken": token}).json()
+        seen += [v["versionId"] for v in found["models"]]
+        token = found.get("nextPageToken", "")
+        if not token:
+            break
+    assert seen == ["5", "4", "3", "2", "1"]
+    ordered = http.get(f"/v1/{model}:listVersions", params={"orderBy": "version_create_time"}).json()["models"]
+    assert [v["versionId"] for v in ordered] == seen[::-1]
+
+
+def test_objects(platform: Address) -> None:
+    client = storage.Client(project="p", credentials=AnonymousCredentials())
+    bucket = client.create_bucket("some-bucket")
+    blob = bucket.blob("a b/ü.txt")
+    blob.upload_from_string("hello", if_generation_match=0)
+    with pytest.raises(Exception, match="412"):
+        blob.upload_from_string("again", if_generation_match=0)
+    blob.upload_from_string("again", if_generation_match=blob.generation)
+    assert blob.download_as_bytes() == b"again"
+    assert blob.download_as_bytes(start=1, end=2) == b"ga"
+    large = bucket.blob("large", chunk_size=1 << 18)
+    large.upload_from_string(bytes(range(256)) * 4096, content_type="application/octet-stream")
+    assert large.download_as_bytes() == bytes(range(256)) * 4096
+    bucket.copy_blob(blob, bucket, "c")
+    assert [b.name for b in client.list_blobs(bucket)] == ["a b/ü.txt", "c", "large"]
+    listed = client.list_blobs(bucket, delimiter="/", page_size=1)
+    assert [b.name for b in listed] == ["c", "large"]
+    assert listed.prefixes == {"a b/"}
+    for b in client.list_blobs(bucket):
+        b.delete()
+    bucket.delete()
+    assert not bucket.exists()
+
+
+def test_one_platform_a_home(platform: Address, home: Path) -> None:
+    assert ensure_up(home) == status(home) == platform
+    again = subprocess.run(
+        [sys.executable, "-m", "twophase.local", "--home", home], capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 1
+    assert f"process {platform.pid}" in again.stderr
+
+
+def test_a_crash_leaves_no_platform_and_loses_nothing(home: Path, releases: tuple[Path, Path]) -> None:
+    first = up(home)
+    with httpx.Client(base_url=first.url) as http:
+        model = uploaded(http, releases[0])["model"]
+        os.kill(first.pid, signal.SIGKILL)
+    while status(home):  # the kernel frees a killed process's lock a moment after the signal
+        time.sleep(0.01)
+    second = ensure_up(home)
+    assert (second.port, second.pid) != (first.port, first.pid)
+    assert httpx.get(f"{second.url}/v1/{model}").json()["versionId"] == "1"
+    down(home)
+    assert status(home) is None
+    assert down(home) is None
+
+
+def test_a_platform_that_cannot_start_says_why(tmp_path: Path) -> None:
+    with pytest.raises(TwoPhaseError, match="no such folder"):
+        up(tmp_path / "home", buckets={"some-bucket": tmp_path / "missing"})
+
+
+def test_other_addresses_need_a_token(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "twophase.local", "--home", tmp_path, "--host", "0.0.0.0"]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "--token" in refused.stderr

@@ -1,0 +1,147 @@
+"""The platform behind one address: Vertex AI v1, its predictions, and the little of Cloud Storage beside it.
+
+Two planes. Predictions are answered in the event loop, from memory, and never wait for a disk. Everything else runs in
+one control thread, one request after another, so that a change is a transaction without a lock in sight.
+"""
+
+import asyncio
+import hmac
+import logging
+import re
+import sqlite3
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import orjson
+
+from twophase import __version__
+from twophase.errors import TwoPhaseError
+from twophase.files import JSON
+from twophase.local.api import methods, request_of
+from twophase.local.artifacts import Artifacts
+from twophase.local.buckets import Buckets
+from twophase.local.endpoints import Endpoints
+from twophase.local.live import Live
+from twophase.local.models import Models
+from twophase.local.operations import Operations
+from twophase.local.storage import Storage
+from twophase.local.store import Store
+from twophase.serving.asgi import Receive, Scope, Send, header, read_body, respond
+from twophase.serving.instances import LIMITS, Limits
+from twophase.serving.refusal import Refusal
+
+UPLOAD_BYTES = 256 << 20
+"""Largest body of one storage request; the official client sends larger files in parts."""
+
+_PREDICT = re.compile(r"/v1/(projects/[^/]+/locations/[^/]+/endpoints/[^/:]+):(predict|rawPredict|streamRawPredict)")
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Platform:
+    """The ASGI program over one home folder. The caller holds the folder's lock."""
+
+    def __init__(
+        self,
+        home: Path,
+        buckets: Mapping[str, Path] | None = None,
+        limits: Limits = LIMITS,
+        token: str | None = None,
+    ) -> None:
+        """Open a home and bring its endpoints back; `token`, where given, has to come with every request."""
+        self._limits, self._token = limits, token
+        self._store = Store(home / "platform.sqlite")
+        folders = Buckets(home / "buckets", buckets)
+        artifacts = Artifacts(home / "artifacts")
+        self._live = Live(artifacts)
+        models = Models(self._store, artifacts, folders)
+        self._storage = Storage(folders, home / "uploads")
+        services = (models, Endpoints(self._store, models, self._live), Operations(self._store))
+        self._methods = {
+            name: method for service in services for name in dir(service) if callable(method := getattr(service, name))
+        }
+        methods()  # the routing table, before the first request asks for it
+        self._control = ThreadPoolExecutor(1, "control")
+
+    def close(self) -> None:
+        """Let the change under way end, then release the files."""
+        self._control.shutdown()
+        self._store.close()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        try:
+            self._authenticate(scope)
+            predict = _PREDICT.fullmatch(scope["path"])
+            if predict and scope["method"] == "POST":
+                await self._predict(predict[1], predict[2], scope, receive, send)
+            elif scope["path"] == "/healthz":
+                await respond(send, orjson.dumps({"status": "ok", "twophase": __version__}))
+            elif "/storage/v1/b" in scope["path"]:
+                await self._store_object(scope, receive, send)
+            else:
+                body = await read_body(scope, receive, self._limits.body_bytes)
+                answer = await self._in_control(
+                    lambda: self._call(scope["method"], scope["path"], scope["query_string"], body)
+                )
+                await respond(send, orjson.dumps(answer))
+        except Refusal as refusal:
+            await respond(send, refusal.body(), refusal.code)
+
+    def _authenticate(self, scope: Scope) -> None:
+        given = header(scope, b"authorization") or b""
+        if self._token and not hmac.compare_digest(given, f"Bearer {self._token}".encode()):
+            raise Refusal(401, "this platform wants its token: send Authorization: Bearer TOKEN")
+
+    async def _predict(self, endpoint: str, how: str, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await read_body(scope, receive, self._limits.body_bytes)
+        target, predictor = self._live.choose(endpoint)
+        content_type = (header(scope, b"content-type") or b"") if how != "predict" else b""
+        answer: JSON = {"predictions": await predictor.answer(body, content_type)}
+        if how == "predict":
+            answer |= {
+                "deployedModelId": target.deployed_model_id,
+                "model": target.model,
+                "modelDisplayName": target.display_name,
+                "modelVersionId": str(target.version),
+            }
+        fields = (
+            (b"x-vertex-ai-endpoint-id", endpoint.rpartition("/")[2].encode()),
+            (b"x-vertex-ai-deployed-model-id", target.deployed_model_id.encode()),
+        )
+        await respond(send, orjson.dumps(answer), 200, b"application/json", *fields)
+
+    async def _store_object(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await read_body(scope, receive, UPLOAD_BYTES)
+        headers = dict(scope["headers"])
+        base = f"{scope['scheme']}://{headers.get(b'host', b'localhost').decode('latin-1')}"
+        path = scope["raw_path"].decode("latin-1")
+        code, content, fields = await self._in_control(
+            lambda: self._storage.answer(scope["method"], path, scope["query_string"], headers, body, base)
+        )
+        content_type = next((value for name, value in fields if name == b"content-type"), b"application/json")
+        await respond(send, content, code, content_type, *(f for f in fields if f[0] != b"content-type"))
+
+    def _call(self, verb: str, path: str, query: bytes, body: bytes) -> JSON:
+        name, request = request_of(verb, path, query, body)
+        method = self._methods.get(re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower())
+        if method is None:
+            raise Refusal(501, f"{name}: this method of the Vertex AI API is not built here")
+        return method(request)
+
+    async def _in_control(self, call: Callable[[], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._control, call)
+        except Refusal:
+            raise
+        except TwoPhaseError as error:
+            raise Refusal(400, str(error), "FAILED_PRECONDITION") from None
+        except (sqlite3.OperationalError, OSError) as error:
+            raise Refusal(
+                507, f"the platform's folder cannot be written ({error}); free some room and try again"
+            ) from None
+        except Exception:
+            _log.exception("a request failed")
+            raise Refusal(500, "the platform failed at this request; its log has the details") from None
