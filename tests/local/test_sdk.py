@@ -118,7 +118,7 @@ def test_deploy_split_predict_undeploy_restart(sdk: Address, home: Path, release
 def test_a_changed_release_is_refused(sdk: Address, releases: tuple[Path, Path], tmp_path: Path) -> None:
     changed = shutil.copytree(releases[0], tmp_path / "changed")
     (changed / "saved_model.pb").write_bytes(b"other")
-    with pytest.raises(exceptions.BadRequest, match="saved_model.pb was changed"):
+    with pytest.raises(exceptions.BadRequest, match=r"saved_model\.pb was changed"):
         upload(changed)
     assert aiplatform.Model.list() == []
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 
@@ -110,7 +111,8 @@ class Buckets:
         """An object as the JSON API answers it."""
         path = self.path(bucket, name)
         stat = path.stat()
-        md5, crc = hashlib.md5(usedforsecurity=False), google_crc32c.Checksum()
+        md5 = hashlib.md5(usedforsecurity=False)
+        crc: Any = google_crc32c.Checksum()  # type: ignore[no-untyped-call]
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 md5.update(block)

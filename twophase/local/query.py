@@ -6,6 +6,7 @@ create_time desc, display_name
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from twophase.files import JSON
@@ -121,10 +122,8 @@ def _compare(value: Any, operator: str, text: str) -> bool:
         return False
     left: Any = _text(value)
     right: Any = text
-    try:
+    with suppress(ValueError):
         left, right = float(left), float(right)
-    except ValueError:
-        pass
     return bool({"<": left < right, ">": left > right, "<=": left <= right, ">=": left >= right}[operator])
 
 
