@@ -11,6 +11,7 @@ def collect_images(
     shards: list,  # type: ignore[type-arg]  # kfp reads `list`
     packs: list,  # type: ignore[type-arg]
     on_bad_clip: str,
+    workdir: str,
     images: Output[Dataset],
 ) -> None:
     """Join packs into an image set; clips that cannot be used are named, or fail the run."""
@@ -22,6 +23,9 @@ def collect_images(
 
     with step("collect images") as say:
         wanted = dataset.read(Path(clips.path)).wanted
-        found = collect([Path(p) for p in packs], [Path(s) for s in shards], wanted, Path(images.path), on_bad_clip)
+        found = collect([Path(p) for p in packs], [Path(s) for s in shards], wanted, Path(workdir) / "set", on_bad_clip)
+        images.uri = str(Path(workdir) / "set")
         images.metadata.update(digest=found.digest, images=len(found), clips=len(found.clips), left_out=len(found.bad))
-        say.result(f"{len(found)} images of {len(found.clips)} clips, {len(found.bad)} clips cannot be used")
+        say.result(
+            f"{len(found)} images of {len(found.clips)} clips, {len(found.bad)} clips cannot be used", bad=found.bad
+        )

@@ -7,7 +7,13 @@ from components import IMAGE
 
 @component(base_image=IMAGE, install_kfp_package=False)
 def compare_releases(
-    evaluation: Input[Dataset], release: Input[Model], workdir: str, project: str, region: str, api_endpoint: str, model: str
+    evaluation: Input[Dataset],
+    release: Input[Model],
+    workdir: str,
+    project: str,
+    region: str,
+    api_endpoint: str,
+    model: str,
 ) -> str:
     """Return `better`, `worse` or `not shown`. The verdict is this step's only output: the branch hangs on it."""
     from pathlib import Path
@@ -20,5 +26,5 @@ def compare_releases(
     with step("compare with the champion") as say:
         champion = Registry(project, region, api_endpoint).champion(model, Path(workdir) / "releases")
         verdict = against_champion(Judgement.read(Path(evaluation.path)), Path(release.path), champion)
-        say.result(verdict.words)
+        say.result(verdict.words, verdict=verdict.name)
     return verdict.name

@@ -6,7 +6,9 @@ from components import IMAGE
 
 
 @component(base_image=IMAGE, install_kfp_package=False)
-def deploy_version(release: Input[Model], version: str, project: str, region: str, api_endpoint: str, model: str) -> str:
+def deploy_version(
+    release: Input[Model], version: str, project: str, region: str, api_endpoint: str, model: str
+) -> str:
     """Deploy a registered version beside the live one, try it, and move all traffic to it; return the endpoint."""
     from pathlib import Path
 

@@ -11,6 +11,7 @@ def evaluate_pair(
     gate: Input[Model],
     classifier: Input[Model],
     rule: str,
+    workdir: str,
     evaluation: Output[Dataset],
     metrics: Output[Metrics],
 ) -> None:
@@ -24,8 +25,15 @@ def evaluate_pair(
 
     with step("evaluate the pair") as say:
         found = judge(
-            ImageSet(Path(images.path)), Path(gate.path), Path(classifier.path), parse_rule(rule), Path(evaluation.path), say.advance
+            ImageSet(Path(images.path)),
+            Path(gate.path),
+            Path(classifier.path),
+            parse_rule(rule),
+            Path(workdir),
+            say.advance,
         )
+        evaluation.uri = str(found.folder)
         for name, value in found.headline().items():
             metrics.log_metric(name, value)
-        say.result(", ".join(f"{name} {value:.3f}" for name, value in found.headline().items()))
+        words = ", ".join(f"{name} {value:.3f}" for name, value in found.headline().items())
+        say.result(words, evaluation=str(found.folder))

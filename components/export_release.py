@@ -26,9 +26,15 @@ def export_release(
         judged = Judgement.read(Path(evaluation.path))
         heard = [(c.sha256, c.group) for c in ImageSet(Path(images.path)).clips if c.split != "test"]
         found = export(
-            Path(gate.path), Path(classifier.path), judged.point, judged.metrics, judged.lineage, heard, Path(workdir) / "releases"
+            Path(gate.path),
+            Path(classifier.path),
+            judged.point,
+            judged.metrics,
+            judged.lineage,
+            heard,
+            Path(workdir) / "releases",
         )
         release.uri = str(found)
         release.metadata.update(release=found.name)
-        say.result(found.name)
+        say.result(found.name, release=str(found), release_id=found.name)
     return found.name

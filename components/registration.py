@@ -15,5 +15,5 @@ def register_version(release: Input[Model], project: str, region: str, api_endpo
 
     with step("register the version") as say:
         version = Registry(project, region, api_endpoint).register(Path(release.path), model)
-        say.result(version)
+        say.result(version, registered=version)
     return version

@@ -28,5 +28,5 @@ def write_report(
         judged = Judgement.read(Path(evaluation.path))
         write(found, ImageSet(Path(images.path)), Path(gate.path), Path(classifier.path), judged, Path(release.path))
         report.uri = str(found)
-        say.result(str(found))
+        say.result(str(found), report=str(found))
     return str(found)

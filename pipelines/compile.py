@@ -1,6 +1,6 @@
 """The checked-in specs: compiled from the pipelines, the same bytes every time.
 
-    compiled/two_phase.local.yaml    every step on this machine
+compiled/two_phase.local.yaml    every step on this machine
 """
 
 import importlib.resources

@@ -27,7 +27,9 @@ class RunFailed(TwoPhaseError):
     """A step failed; the message is the step's own."""
 
 
-def run_local(workdir: Path, arguments: dict[str, Any], on_event: Callable[[Event], object] = lambda event: None) -> None:
+def run_local(
+    workdir: Path, arguments: dict[str, Any], on_event: Callable[[Event], object] = lambda event: None
+) -> None:
     """Run `two_phase.local` with these arguments; raise `RunFailed` with the failed step's words.
 
     One run a workdir at a time: a second is refused and told who is at it.
@@ -39,14 +41,18 @@ def run_local(workdir: Path, arguments: dict[str, Any], on_event: Callable[[Even
             warnings.simplefilter("ignore")
             from kfp import components, local
 
-            local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(workdir / "pipeline"), raise_on_error=True)
+            local.init(
+                local.SubprocessRunner(use_venv=False), pipeline_root=str(workdir / "pipeline"), raise_on_error=True
+            )
             pipeline = components.load_component_from_file(str(spec_path("two_phase.local")))
             try:
                 pipeline(workdir=str(workdir), **arguments)
             except RuntimeError as error:
                 failed = events.failed
                 if failed is None:
-                    raise RunFailed(f"a step ended without a word ({error}); {workdir / 'run.log'} has its output") from None
+                    raise RunFailed(
+                        f"a step ended without a word ({error}); {workdir / 'run.log'} has its output"
+                    ) from None
                 raised = RunFailed(f"{failed.step}: {failed.error}")
                 raised.exit_code = failed.exit_code
                 raise raised from None

@@ -1,8 +1,8 @@
 """The pipeline: labelled clips to a deployed pair.
 
-    generate_data -> plan_shards -> make_images (a shard each) -> collect_images
-      -> train_gate, train_classifier -> evaluate_pair -> export_release -> write_report
-      -> compare_releases -> [better] register_version -> deploy_version
+generate_data -> plan_shards -> make_images (a shard each) -> collect_images
+  -> train_gate, train_classifier -> evaluate_pair -> export_release -> write_report
+  -> compare_releases -> [better] register_version -> deploy_version
 """
 
 from kfp import dsl
@@ -21,7 +21,9 @@ from components.train_gate import train_gate
 from components.write_report import write_report
 
 
-@dsl.pipeline(name="two-phase", description="Labelled clips to a deployed pair: a gate for devices, a classifier for the cloud.")
+@dsl.pipeline(
+    name="two-phase", description="Labelled clips to a deployed pair: a gate for devices, a classifier for the cloud."
+)
 def two_phase(
     workdir: str,
     api_endpoint: str,
@@ -38,20 +40,26 @@ def two_phase(
     region: str = "us-central1",
     model: str = "two-phase",
 ) -> None:
-    """`data` empty renders clips; `rule` is empty, `recall=R` or `miss=A,call=B`; `api_endpoint` speaks Vertex AI's REST API."""
+    """`data` empty renders clips; `rule` is empty, `recall=R` or `miss=A,call=B`; `api_endpoint` speaks Vertex AI's API."""
     place = {"project": project, "region": region, "api_endpoint": api_endpoint, "model": model}
     clips = generate_data(data=data, wanted=wanted, workdir=workdir, synth_per_label=synth_per_label, seed=seed)
     shards = plan_shards(clips=clips.outputs["clips"], workdir=workdir)
     with dsl.ParallelFor(shards.output) as shard:
         packs = make_images(shard=shard, workdir=workdir)
     images = collect_images(
-        clips=clips.outputs["clips"], shards=shards.output, packs=dsl.Collected(packs.output), on_bad_clip=on_bad_clip
+        clips=clips.outputs["clips"],
+        shards=shards.output,
+        packs=dsl.Collected(packs.output),
+        on_bad_clip=on_bad_clip,
+        workdir=workdir,
     ).outputs["images"]
     gate = train_gate(images=images, workdir=workdir, quick=quick, seed=seed).outputs["gate"]
     classifier = train_classifier(
         images=images, workdir=workdir, quick=quick, seed=seed, backbone=backbone, weights=weights
     ).outputs["classifier"]
-    evaluation = evaluate_pair(images=images, gate=gate, classifier=classifier, rule=rule).outputs["evaluation"]
+    evaluation = evaluate_pair(images=images, gate=gate, classifier=classifier, rule=rule, workdir=workdir).outputs[
+        "evaluation"
+    ]
     release = export_release(
         images=images, gate=gate, classifier=classifier, evaluation=evaluation, workdir=workdir
     ).outputs["release"]

@@ -12,7 +12,8 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from twophase.errors import TwoPhaseError
 
@@ -30,6 +31,8 @@ class Event:
     note: str = ""
     error: str = ""
     exit_code: int = 0
+    values: dict[str, Any] = field(default_factory=dict)
+    """What the step hands to whoever reads: paths, names."""
 
 
 class Step:
@@ -50,9 +53,9 @@ class Step:
         self._done += by
         self.at(self._done, total)
 
-    def result(self, note: str) -> None:
-        """Say what came of the step."""
-        _print(Event(self._name, 1, 1, note))
+    def result(self, note: str, **values: Any) -> None:
+        """Say what came of the step: in words, and as values for programs."""
+        _print(Event(self._name, 1, 1, note, values=values))
 
 
 @contextmanager

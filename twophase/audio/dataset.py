@@ -1,8 +1,8 @@
 """Labelled clips: where they are, what they are, and on which side of the split each stands, for ever.
 
 A data folder holds either `label/clip` files or a `labels.csv` (`fname,label,manually_verified[,group][,split]`, the
-columns of FSDKaggle2018) somewhere above the clips, and maybe `wanted.txt`: the labels that the gate lets through, one a
-line. Clips are known by content (sha256), so a renamed file is the same clip and an exact copy is a duplicate.
+columns of FSDKaggle2018) somewhere above the clips, and maybe `wanted.txt`: the labels that the gate lets through, one
+a line. Clips are known by content (sha256), so a renamed file is the same clip and an exact copy is a duplicate.
 
 A clip's split is a fixed hash of its group (of its content where no group is given): 70 % train, 15 % validation,
 15 % test. New clips never move old ones, so a clip that one version was trained on never tests the next. The same clip
@@ -27,7 +27,13 @@ from twophase.files import digest, read_json, replacing, write_json
 
 SPLITS = ("train", "validation", "test")
 _SHARES = (0.70, 0.15, 0.15)
-_ALIASES = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation"}
+_ALIASES = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,17 @@ def split_of(group: str) -> str:
 def read_source(source: Path, wanted: Sequence[str] | None = None) -> Dataset:
     """The dataset of a folder or a CSV file. `wanted` overrides its `wanted.txt`; one of the two must be there.
 
+    Raises as `find_clips` does, and `UsageError` when `wanted` does not fit the labels.
+    """
+    clips, skipped = find_clips(source)
+    folder = source.expanduser().resolve()
+    folder = folder if folder.is_dir() else folder.parent
+    return Dataset(tuple(clips), _wanted(folder, wanted, {c.label for c in clips}), tuple(skipped))
+
+
+def find_clips(source: Path) -> tuple[list[Clip], list[tuple[str, str]]]:
+    """The clips of a folder or a CSV file, and the files left out with the reason why.
+
     Raises `TwoPhaseError` when there is nothing to read, a named file is missing, or clips stand on both sides.
     """
     source = source.expanduser().resolve()
@@ -75,7 +92,9 @@ def read_source(source: Path, wanted: Sequence[str] | None = None) -> Dataset:
     elif source.is_dir():
         table, folder = source / "labels.csv", source
     else:
-        raise TwoPhaseError(f"{source}: is no folder and no .csv file; give a folder of label/clip files or a labels.csv")
+        raise TwoPhaseError(
+            f"{source}: is no folder and no .csv file; give a folder of label/clip files or a labels.csv"
+        )
     skipped: list[tuple[str, str]] = []
     rows = list(_from_csv(table, folder)) if table.is_file() else list(_from_folders(folder, skipped))
     if not rows:
@@ -84,8 +103,7 @@ def read_source(source: Path, wanted: Sequence[str] | None = None) -> Dataset:
         )
     clips = _by_content(rows, skipped)
     check_splits(clips)
-    unique = _without_duplicates(clips, skipped)
-    return Dataset(tuple(unique), _wanted(folder, wanted, {c.label for c in unique}), tuple(skipped))
+    return _without_duplicates(clips, skipped), skipped
 
 
 def parse_wanted(text: str) -> tuple[str, ...]:
@@ -175,7 +193,8 @@ def _from_csv(table: Path, folder: Path) -> Iterator[_Row]:
             path = places.find(fname)
             if path is None:
                 raise TwoPhaseError(
-                    f"{table}: line {number} names {fname}, which is not below {folder}; add the file or remove the line"
+                    f"{table}: line {number} names {fname}, which is not below {folder}; "
+                    "add the file or remove the line"
                 )
             group = (row.get("group") or "").strip() or None
             yield _Row(path, fname, label, group, _ALIASES.get(split, split) if split else None)
@@ -235,7 +254,9 @@ def _wanted(folder: Path, given: Sequence[str] | None, labels: set[str]) -> tupl
     file = folder / "wanted.txt"
     known = f"the labels of this data are {', '.join(sorted(labels))}"
     if given is None and not file.is_file():
-        raise UsageError(f"--wanted: which labels should the gate let through? Name them, or list them in {file}; {known}")
+        raise UsageError(
+            f"--wanted: which labels should the gate let through? Name them, or list them in {file}; {known}"
+        )
     source, wanted = ("--wanted", tuple(given)) if given is not None else (str(file), parse_wanted(str(file)))
     unknown = [w for w in wanted if w not in labels]
     if unknown or not wanted:

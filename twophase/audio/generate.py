@@ -1,15 +1,16 @@
 """Where the clips of a run come from: the user's data, or the synthesiser where none is given.
 
-    WORKDIR/synth/<per label>-<seed>/   rendered clips; a data folder like any other, so it can be listened to
+WORKDIR/synth/<per label>-<seed>/   rendered clips; a data folder like any other, so it can be listened to
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from twophase.audio.dataset import Dataset, read_source
 
 Progress = Callable[[int, int], object]
-"""Called with (finished, planned) clips."""
+"""Called with (finished, planned) labels."""
 
 
 def generate(
@@ -22,5 +23,7 @@ def generate(
 
     folder = workdir / "synth" / f"{per_label}-{seed}"
     if not (folder / "labels.csv").is_file():
-        synth.write_clips(folder, per_label, seed, progress=progress)
+        labels = synth.LABELS + synth.OTHER_LABELS
+        done = itertools.count(1)
+        synth.write_clips(folder, per_label, seed, labels, lambda n: progress(next(done), len(labels)))
     return read_source(folder, wanted)

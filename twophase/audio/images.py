@@ -1,7 +1,7 @@
 """The image store: every clip's images once, keyed by what the clip holds and by the front end.
 
     STORE/<front end>/<pack>.npy     uint8 [rows, frames, mels], memory-mapped by readers
-    STORE/<front end>/<pack>.jsonl   one line a clip: digest, first row, rows, seconds, peak; or why it could not be used
+    STORE/<front end>/<pack>.jsonl   one line a clip: digest, first row, rows, seconds, peak; or why it has none
     SET/clips.jsonl, SET/set.json    an image set: the clips of one dataset with their rows; `set.json` is written last
 
 A pack is named by the clips it holds and never changes, so writing it twice gives the same bytes, two writers cannot
@@ -9,6 +9,7 @@ harm each other, and a crash leaves nothing that is taken for whole: the `.jsonl
 that it is there. Images of a clip are looked up across all packs, whatever the pack: a clip is decoded once.
 """
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twophase.audio.dataset import SPLITS, Clip, check_splits, read_clips
+from twophase.audio.dataset import SPLITS, Clip, Dataset, check_splits, read_clips
 from twophase.audio.decode import BadClip, decode
 from twophase.audio.frontend import FRONT_END, SAMPLE_RATE, Floats, Image
 from twophase.audio.windows import audible, cut
@@ -107,7 +108,20 @@ def make_pack(store: Path, clips: Sequence[Clip], report: Report = lambda n: Non
     return done
 
 
-def collect(packs: Sequence[Path], shards: Sequence[Path], wanted: Sequence[str], folder: Path, on_bad_clip: str) -> "ImageSet":
+def make_all(workdir: Path, dataset: Dataset, on_bad_clip: str, progress: Callable[[int, int], object]) -> "ImageSet":
+    """Plan, make and collect in this process: what the pipeline's steps do for one dataset."""
+    shards = plan(dataset.clips, workdir / "shards", len(dataset.clips))
+    done = itertools.count(1)
+    packs = [
+        make_pack(workdir / "images", list(read_clips(shard)), lambda n: progress(next(done), len(dataset.clips)))
+        for shard in shards
+    ]
+    return collect(packs, shards, dataset.wanted, workdir / "set", on_bad_clip)
+
+
+def collect(
+    packs: Sequence[Path], shards: Sequence[Path], wanted: Sequence[str], folder: Path, on_bad_clip: str
+) -> "ImageSet":
     """Join packs and shard manifests into an image set at `folder`; return it.
 
     `on_bad_clip` is `skip` (bad clips are named in the set) or `fail`. Raises `TwoPhaseError` for bad clips under
@@ -125,7 +139,9 @@ def collect(packs: Sequence[Path], shards: Sequence[Path], wanted: Sequence[str]
         if entry.error:
             bad.append((clip.name, entry.error))
         else:
-            lines.append({**asdict(clip), "pack": pack, "start": entry.start, "rows": entry.rows, "seconds": entry.seconds})
+            lines.append(
+                {**asdict(clip), "pack": pack, "start": entry.start, "rows": entry.rows, "seconds": entry.seconds}
+            )
     if bad and on_bad_clip == "fail":
         listed = "\n".join(f"  {name}: {reason}" for name, reason in bad[:20])
         raise TwoPhaseError(f"{len(bad)} clips cannot be used (--on-bad-clip skip leaves them out):\n{listed}")
@@ -235,7 +251,9 @@ def open_pack(path: Path) -> Image:
     except (OSError, ValueError) as error:
         raise TwoPhaseError(f"{path}: this pack of images cannot be read ({error}); delete it and run again") from None
     if images.dtype != np.uint8 or images.shape[1:] != FRONT_END.shape:
-        raise TwoPhaseError(f"{path}: holds {images.dtype} {list(images.shape)}, not uint8 images; delete it and run again")
+        raise TwoPhaseError(
+            f"{path}: holds {images.dtype} {list(images.shape)}, not uint8 images; delete it and run again"
+        )
     return np.asarray(images)
 
 
@@ -278,7 +296,9 @@ def _images(clip: Clip) -> tuple[Image, Entry]:
         return np.empty((0, *FRONT_END.shape), np.uint8), Entry(clip.sha256, 0, 0, error=error.reason)
 
 
-def _in_order(pool: ThreadPoolExecutor, items: Sequence[Clip], work: Callable[[Clip], Any], ahead: int) -> Iterator[Any]:
+def _in_order(
+    pool: ThreadPoolExecutor, items: Sequence[Clip], work: Callable[[Clip], Any], ahead: int
+) -> Iterator[Any]:
     """(item, work(item)) in the order of the items, at most `ahead` of them in memory."""
     waiting = [(item, pool.submit(work, item)) for item in items[:ahead]]
     waiting.reverse()

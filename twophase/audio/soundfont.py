@@ -1,9 +1,11 @@
 """Single notes from the General MIDI soundfont `TimGM6mb.sf2`, in tune and without clicks.
 
-symusic's synthesiser does the rendering. It is fast, but 0.5.9 leaves four things out; the first three are mended here:
+symusic's synthesiser does the rendering. It is fast, but 0.5.9 has gaps, all but the last mended here:
 
-- A zone's root key (SoundFont 2.04, 8.1.2, generator 58) is ignored: a note sounds as if the sample's own key were the
-  root, up to four octaves off. It is rendered at a rate that undoes the difference.
+- A zone's root key and scale tuning (SoundFont 2.04, 8.1.2, generators 58 and 56) are ignored: a note sounds as if the
+  sample's own key were the root, up to four octaves off. It is rendered at a rate that undoes the difference.
+- Samples without a loop, which most drums and sound effects are, stop after some milliseconds in many zones: they are
+  played from the soundfont directly.
 - Looped samples do not decay: plucked and struck sounds are given a decay.
 - Many presets stop within 1 ms of the end of a note, which clicks: each note ends in a fade.
 - Velocity changes nothing: loudness and brightness are the caller's.
@@ -16,6 +18,7 @@ import importlib.util
 import itertools
 import math
 import struct
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,7 +38,14 @@ DRUMS = 128
 
 _RELEASE_S = 0.04
 
-_INSTRUMENT, _KEY_RANGE, _SAMPLE, _ROOT_KEY = 41, 43, 53, 58  # generators of SoundFont 2.04, 8.1.2
+_INSTRUMENT, _KEY_RANGE, _SAMPLE, _LOOP, _SCALE_TUNING, _ROOT_KEY = (
+    41,
+    43,
+    53,
+    54,
+    56,
+    58,
+)  # generators of SoundFont 2.04, 8.1.2
 
 
 def path() -> Path:
@@ -47,17 +57,39 @@ def path() -> Path:
     raise TwoPhaseError("TimGM6mb.sf2: not found; the synthesiser needs it, install twophase[train]")
 
 
-def note(bank: int, program: int, key: int, seconds: float, decay_s: float = math.inf) -> Floats:
-    """One note, float32 [seconds * RATE] or a little more; it loses 60 dB in `decay_s`, and its end is faded.
+@dataclass(frozen=True)
+class _Zone:
+    """What the soundfont says of some keys of a program."""
 
-    `bank` is 0 or `DRUMS`, `program` and `key` are MIDI numbers from 0. A program or key without a sample is silence.
+    low: int
+    high: int
+    sample: Floats
+    rate: int
+    own_key: int
+    """The key at which the sample sounds as it was recorded, by its header."""
+    root_key: int
+    """The same, by the zone: it overrides the header."""
+    scale: int
+    """Cents from key to key."""
+    looped: bool
+
+
+def note(bank: int, program: int, key: int, seconds: float, decay_s: float = math.inf) -> Floats:
+    """One note, float32 [n] at `RATE`; it loses 60 dB in `decay_s`, and its end is faded.
+
+    It lasts `seconds`; a sample without a loop, as most drums have, lasts as long as it is. `bank` is 0 or `DRUMS`,
+    `program` and `key` are MIDI numbers from 0. A program or key without a sample is silence.
     """
-    stretch = 2.0 ** (root_offset(bank, program, key) / 12.0)
-    score = core.ScoreSecond(480)
-    track = core.TrackSecond("", program, bank == DRUMS)
-    track.notes.append(core.NoteSecond(0.0, seconds / stretch, key, 100))
-    score.tracks.append(track)
-    pcm = np.array(_synthesiser(round(RATE * stretch)).render(score, False)[0], np.float32)
+    zone = next((z for z in _zones().get((bank, program), ()) if z.low <= key <= z.high), None)
+    if zone is None:
+        return np.zeros(int(seconds * RATE), np.float32)
+    shift = (key - zone.root_key) * zone.scale / 100.0  # semitones from the sample as recorded
+    if zone.looped:
+        pcm = _rendered(bank, program, key, seconds, key - zone.own_key - shift)
+    else:
+        step = 2.0 ** (shift / 12.0) * zone.rate / RATE
+        at = np.arange(0.0, len(zone.sample) - 1, step)
+        pcm = np.interp(at, np.arange(len(zone.sample)), zone.sample).astype(np.float32)
     if decay_s < math.inf:
         pcm *= np.exp(np.arange(len(pcm), dtype=np.float32) * np.float32(-6.9 / (decay_s * RATE)))
     fade = min(len(pcm), int(_RELEASE_S * RATE))
@@ -65,9 +97,14 @@ def note(bank: int, program: int, key: int, seconds: float, decay_s: float = mat
     return pcm
 
 
-def root_offset(bank: int, program: int, key: int) -> int:
-    """Semitones between a zone's root key and its sample's own key: how much too high a note would sound."""
-    return next((offset for low, high, offset in _zones().get((bank, program), ()) if low <= key <= high), 0)
+def _rendered(bank: int, program: int, key: int, seconds: float, too_high: float) -> Floats:
+    """A looped sample by symusic, which would play it `too_high` by so many semitones: it is told a higher rate."""
+    stretch = 2.0 ** (too_high / 12.0)
+    score = core.ScoreSecond(480)
+    track = core.TrackSecond("", program, bank == DRUMS)
+    track.notes.append(core.NoteSecond(0.0, seconds / stretch, key, 100))
+    score.tracks.append(track)
+    return np.array(_synthesiser(round(RATE * stretch)).render(score, False)[0], np.float32)
 
 
 @cache
@@ -76,10 +113,11 @@ def _synthesiser(rate: int) -> Any:
 
 
 @cache
-def _zones() -> dict[tuple[int, int], list[tuple[int, int, int]]]:
-    """(bank, program) -> (lowest key, highest key, offset) of each zone, in the soundfont's order."""
+def _zones() -> dict[tuple[int, int], list[_Zone]]:
+    """(bank, program) -> its zones, in the soundfont's order."""
     data = path().read_bytes()
     chunks = _chunks(data, 12, len(data))
+    pcm = np.frombuffer(chunks[b"smpl"], "<i2").astype(np.float32) / np.float32(32768.0)
 
     def table(name: bytes, record: str) -> list[tuple[Any, ...]]:
         return list(struct.iter_unpack(record, chunks[name]))
@@ -87,11 +125,10 @@ def _zones() -> dict[tuple[int, int], list[tuple[int, int, int]]]:
     def bags(first: int, last: int, index: list[tuple[Any, ...]], generators: list[tuple[Any, ...]]) -> Any:
         return (dict(generators[index[b][0] : index[b + 1][0]]) for b in range(first, last))
 
-    presets, instruments = table(b"phdr", "<20sHHHIII"), table(b"inst", "<20sH")
+    presets, instruments, samples = table(b"phdr", "<20sHHHIII"), table(b"inst", "<20sH"), table(b"shdr", "<20s5IBbHH")
     preset_bags, preset_generators = table(b"pbag", "<HH"), table(b"pgen", "<HH")
     instrument_bags, generators = table(b"ibag", "<HH"), table(b"igen", "<HH")
-    own_keys = [header[6] for header in table(b"shdr", "<20sIIIIIBbHH")]
-    zones: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
+    zones: dict[tuple[int, int], list[_Zone]] = {}
     for preset, after in itertools.pairwise(presets):
         found = zones.setdefault((preset[2], preset[1]), [])
         for layer in bags(preset[3], after[3], preset_bags, preset_generators):
@@ -100,19 +137,21 @@ def _zones() -> dict[tuple[int, int], list[tuple[int, int, int]]]:
             i = layer[_INSTRUMENT]
             for zone in bags(instruments[i][1], instruments[i + 1][1], instrument_bags, generators):
                 if _SAMPLE in zone:
-                    own, keys = own_keys[zone[_SAMPLE]], zone.get(_KEY_RANGE, 127 << 8)
-                    found.append((keys & 255, keys >> 8, zone.get(_ROOT_KEY, own) - own))
+                    _, start, end, _, _, rate, own_key, *_ = samples[zone[_SAMPLE]]
+                    keys, root_key = zone.get(_KEY_RANGE, 127 << 8), zone.get(_ROOT_KEY, own_key)
+                    scale, looped = zone.get(_SCALE_TUNING, 100), zone.get(_LOOP, 0) != 0
+                    found.append(_Zone(keys & 255, keys >> 8, pcm[start:end], rate, own_key, root_key, scale, looped))
     return zones
 
 
 def _chunks(data: bytes, at: int, end: int) -> dict[bytes, bytes]:
-    """The leaves of a RIFF file by name, but for the samples."""
+    """The leaves of a RIFF file by name."""
     found: dict[bytes, bytes] = {}
     while at < end:
         name, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
         if name == b"LIST":
             found |= _chunks(data, at + 12, at + 8 + size)
-        elif name != b"smpl":
+        else:
             found[name] = data[at + 8 : at + 8 + size]
         at += 8 + size + size % 2
     return found

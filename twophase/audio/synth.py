@@ -92,7 +92,7 @@ _EVERYDAY: dict[str, tuple[_Effect | _Recipe, ...]] = {
     "Alarm": ((124, 72, 96), everyday.beeps, everyday.siren),
     "Bird": ((123, 34, 66), everyday.chirps),
     "Crowd": ((126, 40, 84), everyday.clapping),
-    "Impact": ((127, 40, 84), everyday.crackle, everyday.knocks),
+    "Impact": ((127, 72, 106), everyday.crackle, everyday.knocks),
     "Machine": ((125, 30, 90), everyday.engine, everyday.hum),
     "Noise": (everyday.bursts, everyday.hiss),
     "Speech": (everyday.babble,),

@@ -1,1 +1,1 @@
-
+"""What runs at the edge."""

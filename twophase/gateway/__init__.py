@@ -1,1 +1,1 @@
-
+"""The devices' counterpart."""

@@ -1,1 +1,1 @@
-
+"""The pair as one artifact: export, manifest, digests, golden windows, and how it runs."""

@@ -1,1 +1,1 @@
-"""Answers predictions of a release: LiteRT behind bare ASGI, no TensorFlow; the same program in every place."""
+"""Answers predictions of releases over HTTP, without TensorFlow."""

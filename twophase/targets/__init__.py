@@ -1,1 +1,1 @@
-
+"""Where a release can be deployed."""

@@ -138,15 +138,15 @@ class Registry:
             off = float(np.abs(got - expected).max())
             if not off <= PROBABILITY_TOLERANCE:
                 raise SmokeTestFailed(
-                    f"{manifest.id}: its golden windows come back off by {off:.4g} through {endpoint.display_name}, at most "
-                    f"{PROBABILITY_TOLERANCE:g} is accepted; the version was undeployed and the live one kept its traffic"
+                    f"{manifest.id}: its golden windows come back off by {off:.4g} through {endpoint.display_name}, "
+                    f"at most {PROBABILITY_TOLERANCE:g} is accepted; it was undeployed, the live version kept its traffic"
                 )
             answered += 1
             if answered == _ENOUGH:
                 return
         raise SmokeTestFailed(
-            f"{manifest.id}: answered {answered} of {_TRIES} requests to {endpoint.display_name}, {_ENOUGH} were expected; "
-            "the version was undeployed and the live one kept its traffic"
+            f"{manifest.id}: answered {answered} of {_TRIES} requests to {endpoint.display_name}, {_ENOUGH} were "
+            "expected; it was undeployed, the live version kept its traffic"
         )
 
     def _model(self, name: str) -> Any:

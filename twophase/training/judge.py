@@ -1,6 +1,6 @@
 """The judgement on a trained pair: what it answered, its operating point, its figures, and where it came from.
 
-EVALUATION/
+WORKDIR/evaluations/KEY/   KEY is a digest of images, models and rule: the same question is asked once
   validation.jsonl, test.jsonl   the answers (see answers.py)
   judgement.json                 operating point, figures on the test clips, lineage; written last
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 from twophase.audio.images import ImageSet
 from twophase.errors import TwoPhaseError
-from twophase.files import digest, read_json, write_json
+from twophase.files import digest, digest_of, read_json, write_json
 from twophase.release.manifest import NONE, OperatingPoint
 from twophase.training import answers
 from twophase.training.answers import Answers, Report
@@ -59,11 +59,15 @@ class Judgement:
         return {name: float(value) for name, value in figures.items() if value is not None}
 
 
-def judge(images: ImageSet, gate: Path, classifier: Path, rule: Rule, folder: Path, progress: Any) -> Judgement:
-    """Ask the trained pair about validation and test clips and keep what came of it in `folder`.
+def judge(images: ImageSet, gate: Path, classifier: Path, rule: Rule, workdir: Path, progress: Any) -> Judgement:
+    """Ask the trained pair about validation and test clips and keep what came of it below `workdir`.
 
     `progress` is called with (newly finished, planned) clips. Raises `TwoPhaseError` without test clips.
     """
+    models = {"gate": digest(gate / "gate.tflite"), "classifier": digest(classifier / "classifier.tflite")}
+    folder = workdir / "evaluations" / digest_of([images.digest, models, asdict(rule)])[:16]
+    if (folder / "judgement.json").is_file():
+        return Judgement.read(folder)
     clips = [c for c in images.clips if c.split != "train"]
     if not any(c.split == "test" for c in clips):
         raise TwoPhaseError(
@@ -79,8 +83,7 @@ def judge(images: ImageSet, gate: Path, classifier: Path, rule: Rule, folder: Pa
     lineage = {
         "images": images.digest,
         "clips": {split: sum(c.split == split for c in images.clips) for split in ("train", "validation", "test")},
-        "gate": digest(gate / "history.json"),
-        "classifier": digest(classifier / "history.json"),
+        **models,
     }
     metrics = evaluate(test, point.threshold)
     write_json(folder / "judgement.json", {"point": asdict(point), "metrics": metrics, "lineage": lineage})

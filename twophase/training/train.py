@@ -123,7 +123,7 @@ def _weights(clip: NDArray[np.int32], kind: NDArray[np.int32]) -> NDArray[np.flo
     weight = 1.0 / np.sqrt(np.bincount(clip)[clip])
     share = np.bincount(kind, weight) / weight.sum()
     weight = weight / np.sqrt(share[kind])
-    return (weight / weight.mean()).astype(np.float32)
+    return np.asarray(weight / weight.mean(), np.float32)
 
 
 def _key(what: str, images: ImageSet, recipe: Recipe) -> str:

@@ -1,0 +1,121 @@
+"""A finished release, asked again: evaluate it on any labelled clips, choose another threshold, compare two.
+
+Clips and groups that a release learned from, or on which its threshold was chosen, are left out (`heard.csv`): its
+figures on those would flatter.
+"""
+
+import csv
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from twophase.audio.dataset import Clip, find_clips
+from twophase.display import table
+from twophase.errors import TwoPhaseError
+from twophase.files import digest, new_directory
+from twophase.release import manifest
+from twophase.release.export import HEARD
+from twophase.release.manifest import EXTRA, NONE, Manifest
+from twophase.training import compare as comparison
+from twophase.training.answers import Answers, ask
+from twophase.training.evaluate import evaluate
+from twophase.training.operating_point import choose, parse_rule
+
+Progress = Callable[[int, int], object]
+
+
+def examine(release: Path, data: Path, progress: Progress) -> dict[str, Any]:
+    """Every figure of a release on the clips of `data` that it has not heard; see `evaluate.evaluate`."""
+    found = _verified(release)
+    clips, skipped = find_clips(data)
+    fresh = unheard(release, clips)
+    if not fresh:
+        raise TwoPhaseError(
+            f"{data}: {found.id} learned from every one of these {len(clips)} clips or their groups; "
+            "evaluate it on others, or on the data folder with its test clips"
+        )
+    figures = evaluate(_answers(release, found, fresh, progress), found.operating_point.threshold)
+    figures["bad"] = [*figures["bad"], *map(list, skipped)]
+    return {"release": found.id, "heard": len(clips) - len(fresh), **figures}
+
+
+def tune(release: Path, data: Path, rule: str, progress: Progress) -> dict[str, Any]:
+    """Choose the threshold again on the validation clips of `data`; write the new release beside the old one."""
+    found = _verified(release)
+    clips, _ = find_clips(data)
+    validation = [c for c in clips if c.split == "validation"]
+    point = choose(_answers(release, found, validation, progress), parse_rule(rule))
+    name = manifest.release_id(found.labels, found.computes, point.threshold)
+    target = release.resolve().parent / name
+    if not target.exists():
+        with new_directory(target) as folder:
+            shutil.copytree(release, folder, dirs_exist_ok=True)
+            lineage = {**found.lineage, "tuned_from": found.id}
+            manifest.write(folder, replace(found, id=name, operating_point=point, lineage=lineage, metrics={}))
+    return {"release": str(target), "release_id": name, "operating_point": point.__dict__}
+
+
+def compare(challenger: Path, champion: Path, data: Path, progress: Progress) -> comparison.Verdict:
+    """The verdict on two releases over the clips of `data` that neither has heard."""
+    new, old = _verified(challenger), _verified(champion)
+    if new.labels != old.labels:
+        raise TwoPhaseError(f"{new.id} and {old.id} name different labels, so there is no comparing them")
+    clips = unheard(champion, unheard(challenger, find_clips(data)[0]))
+    if not clips:
+        raise TwoPhaseError(f"{data}: has no clip that neither {new.id} nor {old.id} learned from; give others")
+    count = 2 * len(clips)
+    theirs = _answers(champion, old, clips, lambda done, _: progress(done, count))
+    ours = _answers(challenger, new, clips, lambda done, _: progress(done + len(clips), count))
+    return comparison.compare(
+        ours, new.operating_point.threshold, theirs, old.operating_point.threshold, new.id, old.id
+    )
+
+
+def unheard(release: Path, clips: Sequence[Clip]) -> list[Clip]:
+    """The clips of which neither the content nor the group was learned from."""
+    with (release / HEARD).open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    heard_clips, heard_groups = {r["clip"] for r in rows}, {r["group"] for r in rows}
+    return [c for c in clips if c.sha256[:16] not in heard_clips and digest(c.group.encode())[:16] not in heard_groups]
+
+
+def show(figures: dict[str, Any]) -> None:
+    """The figures as a table for people."""
+
+    def cell(part: str, name: str) -> list[str]:
+        value, interval = figures[part][name], figures[part].get("intervals", {}).get(name)
+        if value is None:
+            return [f"{part}: {name.replace('_', ' ')}", "no such clips", ""]
+        return [
+            f"{part}: {name.replace('_', ' ')}",
+            f"{value:.3f}",
+            f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "",
+        ]
+
+    wanted = (
+        ("gate", ("accuracy", "recall", "precision", "stopped", "escalation_rate")),
+        ("classifier", ("accuracy", "top3", "ece")),
+        ("pair", ("accuracy", "calls_ratio", "bytes_ratio")),
+    )
+    title = f"{figures['release']} on {figures['clips']} unheard clips ({figures['heard']} heard ones left out)"
+    table(["figure", "value", "95 % interval"], [cell(p, n) for p, names in wanted for n in names], title=title)
+
+
+def _answers(release: Path, found: Manifest, clips: Sequence[Clip], progress: Progress) -> Answers:
+    done = 0
+
+    def report(n: int) -> None:
+        nonlocal done
+        done += n
+        progress(done, len(clips))
+
+    extra = release / EXTRA
+    return ask(extra / "gate.tflite", extra / "classifier.tflite", (*found.labels, NONE), clips, report)
+
+
+def _verified(release: Path) -> Manifest:
+    found = manifest.verify(release)
+    manifest.require_front_end(found)
+    return found
