@@ -89,7 +89,7 @@ _VOICES = {
 _Effect = tuple[int, int, int]  # a General MIDI sound effect: program, lowest key, highest key
 _Recipe = Callable[[_Rng, float, int], Floats]
 _EVERYDAY: dict[str, tuple[_Effect | _Recipe, ...]] = {
-    "Alarm": ((124, 72, 96), everyday.beeps, everyday.siren),
+    "Alarm": ((124, 56, 84), everyday.beeps, everyday.siren),
     "Bird": ((123, 34, 66), everyday.chirps),
     "Crowd": ((126, 40, 84), everyday.clapping),
     "Impact": ((127, 72, 106), everyday.crackle, everyday.knocks),
