@@ -106,7 +106,9 @@ def up(home: Path, port: int | None = None, buckets: Mapping[str, Path] | None =
 
 
 def down(home: Path) -> Address | None:
-    """Stop the platform on `home`, letting requests under way end; None when none runs. Raises when it will not stop."""
+    if not words:
+        raise TwoPhaseError(f"{home}: the platform ended at once; see {log.name}")
+    raise TwoPhaseError(words[-1].removeprefix("error: "))
     found = status(home)
     if found is None:
         return None
