@@ -102,13 +102,13 @@ def up(home: Path, port: int | None = None, buckets: Mapping[str, Path] | None =
     with Path(log.name).open("rb") as said:
         said.seek(start)
         words = said.read().decode("utf-8", "replace").strip().splitlines()
-    raise TwoPhaseError(words[-1].removeprefix("error: ") if words else f"{log.name}: the platform ended")
-
-
-def down(home: Path) -> Address | None:
     if not words:
         raise TwoPhaseError(f"{home}: the platform ended at once; see {log.name}")
     raise TwoPhaseError(words[-1].removeprefix("error: "))
+
+
+def down(home: Path) -> Address | None:
+    """Stop the platform on `home`, letting requests under way end; None when none runs. Raises when it stays."""
     found = status(home)
     if found is None:
         return None
