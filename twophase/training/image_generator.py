@@ -7,13 +7,15 @@
 Arguments, file order, class indices, splits, shapes and dtypes are Keras's (3.15, `keras.src.legacy.preprocessing`);
 what Keras offers for photographs (rotation, flips, ...) is replaced by `Augment`, which knows spectrograms.
 
-The order of an epoch is a function of (seed, epoch) alone, so a resumed training goes on as if it had never stopped. It
-is the order that Keras's iterator yields for the same seed, computed without touching NumPy's global random state. Two
-things belong to the caller: `fit(shuffle=False)`, since `fit` otherwise also shuffles the batches by Python's global
-random state; and, for a `fit` that resumes, `callbacks=[train.follow()]`.
+With the same images and batch size, the order of an epoch is a function of (seed, epoch) alone: a resumed training
+goes on as if it had never stopped. It is the order in which Keras's iterator yields for the same seed, computed without
+touching NumPy's global random state (indexed or in `fit`, Keras's own order after the first epoch hangs on that state).
+Two things belong to the caller: `fit(shuffle=False)`, since `fit` otherwise also shuffles the batches by Python's
+global random state; and, for a `fit` that resumes, `callbacks=[train.follow()]`.
 
-Nothing is written. Reads only what a batch needs: files are opened when their batch is asked for, memory maps are
-touched at their rows alone. Raises `UsageError` for arguments, `TwoPhaseError` for files.
+Nothing is written. Making a sequence reads one image, to see that all fits together; after that files are opened when
+their batch is asked for, and memory maps are touched at their rows alone. Raises `UsageError` for arguments,
+`TwoPhaseError` for files.
 """
 
 import io
