@@ -93,7 +93,7 @@ _EVERYDAY: dict[str, tuple[_Effect | _Recipe, ...]] = {
     "Bird": ((123, 34, 66), everyday.chirps),
     "Crowd": ((126, 40, 84), everyday.clapping),
     "Impact": ((127, 72, 106), everyday.crackle, everyday.knocks),
-    "Machine": ((125, 30, 90), everyday.engine, everyday.hum),
+    "Machine": ((125, 84, 108), everyday.engine, everyday.hum),
     "Noise": (everyday.bursts, everyday.hiss),
     "Speech": (everyday.babble,),
     "Weather": ((122, 60, 86), everyday.wind, everyday.rain),
