@@ -10,8 +10,8 @@ symusic's synthesiser does the rendering. It is fast, but 0.5.9 has gaps, all bu
 - Many presets stop within 1 ms of the end of a note, which clicks: each note ends in a fade.
 - Velocity changes nothing: loudness and brightness are the caller's.
 
-Far outside a zone's range symusic never returns (a loop shorter than a sample) or reads past the sample, so that the same
-note differs from run to run: play within the ranges that `synth` lists, all of which were rendered and compared.
+Far outside a zone's range symusic never returns (a loop shorter than a sample), or reads past the sample, so that the
+same note differs from run to run: play within the ranges that `synth` lists, all of which were rendered and compared.
 Nothing is written. The soundfont is the one inside the pretty_midi package, which is located but never imported (slow).
 """
 
