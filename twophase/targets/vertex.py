@@ -10,6 +10,7 @@ An endpoint on a plain http address is the local platform: it takes no credentia
 
 import base64
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ class Registry:
         from google.cloud import aiplatform
 
         local = api_endpoint.startswith("http://")
+        if local:  # the SDK stages a local folder in a bucket first: the platform's own
+            os.environ["STORAGE_EMULATOR_HOST"] = api_endpoint
         how = {"api_transport": "rest", "credentials": AnonymousCredentials()} if local else {}
         aiplatform.init(project=project, location=region, api_endpoint=api_endpoint or None, **how)
         self._sdk = aiplatform
