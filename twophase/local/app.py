@@ -23,6 +23,7 @@ from twophase.local.api import methods, request_of
 from twophase.local.artifacts import Artifacts
 from twophase.local.buckets import Buckets
 from twophase.local.endpoints import Endpoints
+from twophase.local.jobs import BatchJobs
 from twophase.local.live import Live
 from twophase.local.models import Models
 from twophase.local.operations import Operations
@@ -58,15 +59,18 @@ class Platform:
         self._live = Live(artifacts)
         models = Models(self._store, artifacts, folders)
         self._storage = Storage(folders, home / "uploads")
-        services = (models, Endpoints(self._store, models, self._live), Operations(self._store))
+        self._control = ThreadPoolExecutor(1, "control")
+        self._jobs = BatchJobs(self._store, models, artifacts, folders, home / "batch", self._control.submit)
+        endpoints = Endpoints(self._store, models, self._live)
+        services = (models, endpoints, self._jobs, Operations(self._store))
         self._methods = {
             name: method for service in services for name in dir(service) if callable(method := getattr(service, name))
         }
         methods()  # the routing table, before the first request asks for it
-        self._control = ThreadPoolExecutor(1, "control")
 
     def close(self) -> None:
         """Let the change under way end, then release the files."""
+        self._jobs.close()
         self._control.shutdown()
         self._store.close()
 

@@ -1,0 +1,250 @@
+"""Batch prediction jobs: one after another, each in processes of its own, resumed when the platform comes back.
+
+A job is `JOB_STATE_PENDING`, then `RUNNING`, then `SUCCEEDED`, `FAILED` or `CANCELLED`, and each step is committed
+before it is acted on. The runner is one thread; it changes what is stored through the control thread only.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from twophase.errors import TwoPhaseError
+from twophase.files import JSON, read_json
+from twophase.local import batch
+from twophase.local.artifacts import Artifacts
+from twophase.local.buckets import Buckets
+from twophase.local.models import Models
+from twophase.local.query import selected
+from twophase.local.resources import done, failed, missing, new_id, now, page
+from twophase.local.store import Store
+from twophase.serving.refusal import Refusal
+
+_KIND = "batchPredictionJob"
+_ENDED = {"JOB_STATE_SUCCEEDED", "JOB_STATE_FAILED", "JOB_STATE_CANCELLED"}
+Submit = Callable[[Callable[[], Any]], "Future[Any]"]
+
+
+class BatchJobs:
+    """The batch prediction methods of JobService, by their names, and the runner behind them."""
+
+    def __init__(
+        self, store: Store, models: Models, artifacts: Artifacts, buckets: Buckets, folder: Path, submit: Submit
+    ) -> None:
+        """`submit` runs a call in the control thread. Jobs that had not ended go on."""
+        self._store, self._models, self._artifacts, self._buckets = store, models, artifacts, buckets
+        self._folder, self._submit = folder, submit
+        self._queue: SimpleQueue[str | None] = SimpleQueue()
+        self._running: list[subprocess.Popen[bytes]] = []
+        self._stopping = threading.Event()
+        for body in reversed(store.resources(_KIND)):
+            if body["state"] not in _ENDED:
+                self._queue.put(body["name"])
+        self._runner = threading.Thread(target=self._run_all, name="batch", daemon=True)
+        self._runner.start()
+
+    def close(self) -> None:
+        """Stop working; what is under way goes on at the next start."""
+        self._stopping.set()
+        self._queue.put(None)
+        self._end_processes()
+        self._runner.join()
+
+    def create_batch_prediction_job(self, request: JSON) -> JSON:
+        """Take a job on: what it names has to be there."""
+        given = request.get("batchPredictionJob", {})
+        if not given.get("displayName"):
+            raise Refusal(400, "batchPredictionJob.displayName: is missing; give the job a name")
+        model, version = self._models.resolve(given.get("model", ""))
+        if self._models.artifact(model, version) is None:
+            raise failed(f"{model}@{version}: has no artifact; upload a version with an artifact_uri")
+        source, destination = given.get("inputConfig", {}), given.get("outputConfig", {})
+        if source.get("instancesFormat") not in ("jsonl", "file-list"):
+            raise Refusal(
+                400, f"inputConfig.instancesFormat: {source.get('instancesFormat')}; jsonl and file-list are accepted"
+            )
+        if destination.get("predictionsFormat") != "jsonl":
+            raise Refusal(
+                400, f"outputConfig.predictionsFormat: {destination.get('predictionsFormat')}; jsonl is accepted"
+            )
+        self._inputs(source.get("gcsSource", {}).get("uris", []))
+        prefix = destination.get("gcsDestination", {}).get("outputUriPrefix", "")
+        if not prefix.startswith("gs://"):
+            raise Refusal(400, f"outputConfig.gcsDestination.outputUriPrefix: {prefix!r}; give gs://BUCKET/PREFIX")
+        self._buckets.folder(prefix)
+        name = f"{request['parent']}/batchPredictionJobs/{new_id()}"
+        time = now()
+        body = {
+            **given,
+            "name": name,
+            "model": model,
+            "modelVersionId": str(version),
+            "state": "JOB_STATE_PENDING",
+            "createTime": time,
+            "updateTime": time,
+            "outputInfo": {"gcsOutputDirectory": f"{prefix.rstrip('/')}/{_output_name(given['displayName'], time)}"},
+        }
+        with self._store.transaction():
+            self._store.put(_KIND, body)
+        self._queue.put(name)
+        return self.get_batch_prediction_job({"name": name})
+
+    def get_batch_prediction_job(self, request: JSON) -> JSON:
+        """A job and how far it is."""
+        return self._with_progress(self._get(request["name"]))
+
+    def list_batch_prediction_jobs(self, request: JSON) -> JSON:
+        """The jobs of a location, newest first."""
+        found = selected(self._store.resources(_KIND, request["parent"]), request)
+        return page(found, request, "batchPredictionJobs", self._with_progress)
+
+    def cancel_batch_prediction_job(self, request: JSON) -> JSON:
+        """Stop a job; the shards that it has finished stay."""
+        body = self._get(request["name"])
+        if body["state"] in _ENDED:
+            raise failed(f"{body['name']}: has ended ({body['state']}); only a job under way can be cancelled")
+        self._set(body["name"], state="JOB_STATE_CANCELLED", endTime=now())
+        return {}
+
+    def delete_batch_prediction_job(self, request: JSON) -> JSON:
+        """Forget a job that has ended; its outputs stay."""
+        body = self._get(request["name"])
+        if body["state"] not in _ENDED:
+            raise failed(f"{body['name']}: is under way; cancel it first")
+        with self._store.transaction():
+            self._store.delete(_KIND, body["name"])
+            operation = done(self._store, body["name"], "DeleteBatchPredictionJob", None)
+        shutil.rmtree(self._job(body["name"]), ignore_errors=True)
+        return operation
+
+    def artifacts_in_use(self) -> set[str]:
+        """The artifacts that jobs under way need."""
+        bodies = [b for b in self._store.resources(_KIND) if b["state"] not in _ENDED]
+        return {self._models.artifact(b["model"], int(b["modelVersionId"])) or "" for b in bodies}
+
+    def _run_all(self) -> None:
+        while (name := self._queue.get()) is not None and not self._stopping.is_set():
+            try:
+                self._run(name)
+            except (TwoPhaseError, OSError) as error:
+                self._end(name, "JOB_STATE_FAILED", str(error))
+
+    def _run(self, name: str) -> None:
+        job = self._job(name)
+        if not self._submit(lambda: self._start(name, job)).result():
+            return  # cancelled or deleted while it waited
+        count = os.cpu_count() or 1
+        command = [sys.executable, "-m", "twophase.local.batch", str(job)]
+        self._running = [
+            subprocess.Popen([*command, str(i), str(count)], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            for i in range(count)
+        ]
+        if self._stopping.is_set() or self._submit(lambda: self._get(name)["state"] in _ENDED).result():
+            self._end_processes()  # told to end while they were being started
+        words = [process.communicate()[1].decode("utf-8", "replace").strip() for process in self._running]
+        codes = [process.returncode for process in self._running]
+        if self._stopping.is_set():
+            return
+        wrong = [
+            w.splitlines()[-1] if w else f"a process ended with {c}" for w, c in zip(words, codes, strict=True) if c
+        ]
+        self._end(name, "JOB_STATE_FAILED" if wrong else "JOB_STATE_SUCCEEDED", wrong[0] if wrong else "")
+
+    def _start(self, name: str, job: Path) -> bool:
+        body = self._store.get(_KIND, name)
+        if body is None or body["state"] in _ENDED:
+            return False
+        if not (job / "plan.json").is_file():
+            inputs = self._inputs(body["inputConfig"]["gcsSource"]["uris"])
+            config = body.get("instanceConfig", {})
+            plan = batch.Plan(
+                release=str(
+                    self._artifacts.path(self._models.artifact(body["model"], int(body["modelVersionId"])) or "")
+                ),
+                inputs=inputs,
+                format=body["inputConfig"]["instancesFormat"],
+                buckets={bucket: str(self._buckets.folder(f"gs://{bucket}")) for bucket in self._buckets.names()},
+                output=str(self._buckets.folder(body["outputInfo"]["gcsOutputDirectory"])),
+                total=sum(1 for _ in batch.lines(inputs)),
+                key_field=config.get("keyField", ""),
+                included=config.get("includedFields", []),
+                excluded=config.get("excludedFields", []),
+                parameters=body.get("modelParameters"),
+            )
+            batch.write_plan(job, plan)
+        self._set(name, state="JOB_STATE_RUNNING", startTime=body.get("startTime") or now())
+        return True
+
+    def _end(self, name: str, state: str, reason: str) -> None:
+        error = {"error": {"code": 9, "message": reason}} if reason else {}
+
+        def end() -> None:
+            body = self._store.get(_KIND, name)
+            if body and body["state"] not in _ENDED:
+                self._set(name, state=state, endTime=now(), **error)
+
+        self._submit(end).result()
+
+    def _set(self, name: str, **fields: Any) -> None:
+        with self._store.transaction():
+            self._store.put(_KIND, {**self._get(name), **fields, "updateTime": now()})
+        if fields["state"] == "JOB_STATE_CANCELLED":
+            self._cancel(name)
+
+    def _cancel(self, name: str) -> None:
+        if any(str(self._job(name)) in process.args for process in self._running):  # type: ignore[operator]
+            self._end_processes()
+
+    def _end_processes(self) -> None:
+        for process in self._running:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+
+    def _inputs(self, uris: list[str]) -> list[tuple[str, int, int]]:
+        if not uris:
+            raise Refusal(400, "inputConfig.gcsSource.uris: is empty; name the input files, gs://BUCKET/PATH")
+        found = []
+        for uri in uris:
+            paths = [self._buckets.folder(uri)]
+            if uri.endswith("*"):
+                bucket, _, prefix = uri[:-1].removeprefix("gs://").partition("/")
+                paths = [self._buckets.path(bucket, name) for name in self._buckets.objects(bucket, prefix)]
+            for path in paths:
+                if not uri.startswith("gs://") or not path.is_file():
+                    raise Refusal(
+                        404, f"{uri}: there is no such file; give gs://BUCKET/PATH, or a prefix that ends in *"
+                    )
+                stat = path.stat()
+                found.append((str(path), stat.st_size, stat.st_mtime_ns))
+        return found
+
+    def _with_progress(self, body: JSON) -> JSON:
+        job = self._job(body["name"])
+        if body["state"] == "JOB_STATE_PENDING" or not (job / "plan.json").is_file():
+            return body
+        answered, refused = batch.progress(job)
+        total = batch.Plan(**read_json(job / "plan.json", "batch plan")).total
+        stats = {"successfulCount": answered, "failedCount": refused, "incompleteCount": total - answered - refused}
+        return {**body, "completionStats": {name: str(count) for name, count in stats.items()}}
+
+    def _get(self, name: str) -> JSON:
+        body = self._store.get(_KIND, name)
+        if body is None:
+            raise missing(name)
+        return body
+
+    def _job(self, name: str) -> Path:
+        return self._folder / name.rpartition("/")[2]
+
+
+def _output_name(display_name: str, time: str) -> str:
+    """As Vertex names it: `prediction-<model>-<time>`."""
+    return f"prediction-{re.sub('[^A-Za-z0-9_-]+', '_', display_name)}-{re.sub('[^0-9TZ]', '_', time)}"
