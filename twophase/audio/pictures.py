@@ -1,10 +1,10 @@
 """Images as files: labelled PNG folders for training elsewhere, and pictures for people.
 
-    FOLDER/<split>/<label>/<clip>-<n>.png   8-bit grayscale, one a window; <clip> is the first 16 hex digits of its digest
+    FOLDER/<split>/<label>/<clip>-<n>.png   8-bit grayscale, one a window; <clip> is the start of the clip's digest
 
-The exported PNGs are for machines: their pixels are the stored arrays as they are, 61 rows (time, downwards) by 64 columns
-(mel bands, low ones left), so that `flow_from_directory(target_size=(61, 64), color_mode="grayscale")` gives the
-stored images back. Pictures for people are turned: time to the right, low frequencies at the bottom, in colour.
+The exported PNGs are for machines: their pixels are the stored arrays as they are, 61 rows (time, downwards) by 64
+columns (mel bands, low ones left), so that `flow_from_directory(target_size=(61, 64), color_mode="grayscale")` gives
+the stored images back. Pictures for people are turned: time to the right, low frequencies at the bottom, in colour.
 
 An export is whole or absent; so is a contact sheet.
 """
@@ -79,7 +79,9 @@ def contact_sheet(images: ImageSet, path: Path, per_label: int = 8) -> None:
         wanted = label in images.wanted
         clips = sum(c.label == label for c in images.clips)
         draw.text((margin, top + height // 2 - 24), label, "black" if wanted else "#777", font)
-        draw.text((margin, top + height // 2 + 4), f"{'wanted' if wanted else 'unwanted'}, {clips} clips", "#777", small)
+        draw.text(
+            (margin, top + height // 2 + 4), f"{'wanted' if wanted else 'unwanted'}, {clips} clips", "#777", small
+        )
         for n, image in enumerate(images.take(example_rows(images, label, per_label))):
             tile = picture(image).convert("RGB").resize((width, height), pillow.Resampling.NEAREST)
             sheet.paste(tile, (margin + text + n * (width + gap), top))

@@ -32,11 +32,15 @@ from twophase.training.evaluate import calibration_error, right
 from twophase.training.judge import Judgement
 
 EXCERPT_S = 3.0
+"""Longest sound of a sample clip."""
+
+# What bounds the file's size, whatever the dataset's.
 MISTAKES_PER_KIND = 4
 RIGHT_ONES = 6
 SHEET_IMAGES = 160
 SHEET_LABELS = 80
 MATRIX_LABELS = 40
+CONFUSED = 10
 LISTED = 200
 CURVE_POINTS = 300
 
@@ -58,13 +62,13 @@ def write(path: Path, images: ImageSet, gate: Path, classifier: Path, judged: Ju
     environment.filters.update(percent=percent, size=size, count=lambda n: f"{n:,}")
     page = environment.get_template("report.html.jinja").render(_facts(images, gate, classifier, judged, release))
     with replacing(path) as file:
-        file.write(page.encode())
+        file.write(page.encode(errors="replace"))  # a file name may hold bytes that are no text
 
 
 def percent(share: float | None) -> str:
     """A share in words: 100% and 0% mean all and none, never nearly."""
     if share is None:
-        return "–"
+        return "-"
     text = f"{share:.0%}"
     return f"{min(max(share, 0.001), 0.999):.1%}" if text in ("0%", "100%") and share not in (0.0, 1.0) else text
 
@@ -83,7 +87,7 @@ class Plot:
     width: float = 440
     height: float = 270
     left: float = 40
-    right: float = 14
+    right: float = 20
     top: float = 10
     bottom: float = 40
 
@@ -97,8 +101,8 @@ class Plot:
         return round(self.height - self.bottom - share * (self.height - self.top - self.bottom), 1)
 
     def path(self, xs: Sequence[float], ys: Sequence[float]) -> str:
-        """A line through points, as the `d` of an SVG path."""
-        return "M" + "L".join(f"{self.px(x)} {self.py(y)}" for x, y in zip(xs, ys, strict=True))
+        """A line through points, as the `d` of an SVG path; what is not finite is passed over."""
+        return "M" + "L".join(f"{self.px(x)} {self.py(y)}" for x, y in zip(xs, ys, strict=True) if np.isfinite(y))
 
     def x_ticks(self, about: int = 5) -> list[float]:
         """Round values along the horizontal axis."""
@@ -157,7 +161,7 @@ def _size_of(path: Path) -> int:
 def _counts(test: Answers, threshold: float) -> dict[str, int]:
     """What became of the test clips: every clip is counted in exactly one of the last seven."""
     passed, wanted, none = test.gate >= threshold, test.wanted, len(test.names) - 1
-    named = test.probabilities.argmax(axis=1) if len(test.clips) else np.zeros(0, np.int64)
+    named = test.probabilities.argmax(axis=1)
     masks = {
         "clips": np.ones(len(wanted), bool),
         "wanted": wanted,
@@ -212,7 +216,7 @@ def _scores(test: Answers, threshold: float) -> dict[str, Any]:
         bins = np.histogram(test.gate[mask].astype(np.float64), edges)[0]
         kinds[name] = (bins / max(1, mask.sum())).tolist()
     most = max(0.01, *kinds["wanted"], *kinds["unwanted"])
-    plot = Plot((float(edges[0]), float(edges[-1])), (-most * 1.15, most * 1.15), left=14)
+    plot = Plot((float(edges[0]), float(edges[-1])), (-most * 1.25, most * 1.25), left=14)
     return {"plot": plot, "edges": edges.tolist(), "threshold": threshold, "passes": edges[:-1] >= threshold, **kinds}
 
 
@@ -249,12 +253,14 @@ def _matrix(figures: JSON) -> dict[str, Any]:
         }
         for i in shown
     ]
-    pairs = [(int(counts[i, j]), names[i], names[j]) for i in shown for j in shown if i != j and counts[i, j]]
+    pairs = [
+        (int(counts[i, j]), int(total[i]), names[i], names[j]) for i in shown for j in shown if i != j and counts[i, j]
+    ]
     return {
         "names": [names[i] for i in shown],
         "rows": rows,
         "hidden": len(names) - len(shown),
-        "worst": sorted(pairs, key=lambda p: (-p[0], p[1:]))[:3],
+        "worst": sorted(pairs, key=lambda p: (-p[0], p[1:]))[:CONFUSED],
     }
 
 
@@ -279,8 +285,7 @@ def _per_label(test: Answers, threshold: float) -> list[dict[str, Any]]:
     for label in sorted({*labels.tolist(), *test.names[:-1]}):
         here = labels == label
         n, wanted = int(here.sum()), label in test.names[:-1]
-        taken = named[here & passed & ~correct] if n else np.zeros(0, np.int64)
-        most = np.bincount(taken, minlength=1) if len(taken) else np.zeros(1, np.int64)
+        taken = np.bincount(named[here & passed & ~correct], minlength=len(test.names))
         rows.append(
             {
                 "name": label,
@@ -289,7 +294,7 @@ def _per_label(test: Answers, threshold: float) -> list[dict[str, Any]]:
                 "gate": int((here & (passed == wanted)).sum()),
                 "classifier": int((here & (named == test.truth)).sum()),
                 "pair": int((here & correct).sum()),
-                "mistaken": (test.names[int(most.argmax())], int(most.max())) if most.max() else None,
+                "mistaken": (test.names[int(taken.argmax())], int(taken.max())) if taken.any() else None,
             }
         )
     return sorted(rows, key=lambda r: (not r["wanted"], not r["clips"], r["pair"] / max(1, r["clips"]), r["name"]))
@@ -313,7 +318,7 @@ def _reliability(test: Answers, bins: int = 10) -> dict[str, Any] | None:
         "error": calibration_error(given.probabilities, given.truth),
         "sure": float(sure.mean()),
         "right": float(correct.mean()),
-        "plot": Plot((0.0, 1.0), (0.0, 1.0), 340, 310),
+        "plot": Plot((0.0, 1.0), (0.0, 1.0), 340, 310, top=18),
     }
 
 
@@ -323,23 +328,26 @@ def _samples(images: ImageSet, test: Answers, point: OperatingPoint) -> Iterator
     passed, wanted, correct = test.gate >= point.threshold, test.wanted, right(test, point.threshold)
     named, sure = test.probabilities.argmax(axis=1), test.probabilities.max(axis=1)
     lost = sure - test.probabilities[np.arange(len(sure)), test.truth]
-    kinds = [
-        ("Missed by the gate", "Wanted, but stopped before the classifier was asked; lowest scores first.",
-         wanted & ~passed, test.gate),
-        ("False alarms", "Unwanted, let through, and given a label; surest first.", ~wanted & passed & (named != none), -sure),
-        ("Named wrong", "Wanted, let through, and given a wrong answer; surest first.", wanted & passed & ~correct, -lost),
-    ]  # fmt: skip
-    for title, meaning, mask, order in kinds:
-        chosen = _distinct([test.clips[i].group for i in range(len(mask))], mask, order, MISTAKES_PER_KIND)
-        yield {"title": title, "meaning": meaning, "clips": [_sample(images, test, i, point) for i in chosen], "of": int(mask.sum())}
-    labels = [c.label for c in test.clips]
-    chosen = _distinct(labels, correct & wanted, -sure, RIGHT_ONES - 2) + _distinct(labels, correct & ~wanted, test.gate, 2)
-    yield {
-        "title": "Right",
-        "meaning": "The surest of a few labels, and unwanted clips that the gate stopped.",
-        "clips": [_sample(images, test, i, point) for i in chosen],
-        "of": int(correct.sum()),
-    }
+    groups, labels = [c.group for c in test.clips], [c.label for c in test.clips]
+    alarm = ~wanted & passed & (named != none)
+    mistakes = (
+        ("Missed by the gate", "Wanted, but stopped; lowest scores first.", wanted & ~passed, test.gate),
+        ("False alarms", "Unwanted, let through, and given a label; surest first.", alarm, -sure),
+        (
+            "Named wrong",
+            "Wanted, let through, and not given its label; surest first.",
+            wanted & passed & ~correct,
+            -lost,
+        ),
+    )
+    kinds = [(t, m, mask, _distinct(groups, mask, order, MISTAKES_PER_KIND)) for t, m, mask, order in mistakes]
+    named_right = _distinct(labels, correct & wanted, -sure, RIGHT_ONES - 2)
+    stopped = _distinct(labels, ~wanted & ~passed, test.gate, 2)
+    meaning = "The surest of a few labels, and unwanted clips that the gate stopped."
+    kinds.append(("Right", meaning, correct, named_right + stopped))
+    for title, meaning, mask, chosen in kinds:
+        clips = [_sample(images, test, i, point) for i in chosen]
+        yield {"title": title, "meaning": meaning, "clips": clips, "of": int(mask.sum())}
 
 
 def _distinct(kinds: Sequence[str], mask: NDArray[np.bool_], order: Floats, count: int) -> list[int]:
@@ -356,7 +364,10 @@ def _sample(images: ImageSet, test: Answers, i: int, point: OperatingPoint) -> d
     top = np.argsort(-probabilities, kind="stable")[:3].tolist()
     truth = int(test.truth[i])
     shown = top if truth in top else [*top[:2], truth]
-    row = next((int(np.searchsorted(images.clip_of_row, n)) for n, c in enumerate(images.clips) if c.sha256 == clip.sha256), None)
+    row = next(
+        (int(np.searchsorted(images.clip_of_row, n)) for n, c in enumerate(images.clips) if c.sha256 == clip.sha256),
+        None,
+    )
     return {
         "clip": clip,
         "picture": None if row is None else _data("image/png", pictures.png(images.take(np.array([row]))[0])),
@@ -370,7 +381,8 @@ def _sample(images: ImageSet, test: Answers, i: int, point: OperatingPoint) -> d
 def _sound(clip: Clip) -> str | None:
     """The loudest seconds of a clip as a data URI, or nothing when its file is no longer what it was.
 
-    MP3, because every browser plays it; Safari learned Ogg Vorbis only in version 18.4, and FLAC takes four times the room.
+    MP3, because every browser plays it: Safari learned Ogg Vorbis only in version 18.4, and FLAC takes four times
+    the room.
     """
     import soundfile
 
@@ -406,20 +418,24 @@ def _training(name: str, trained: JSON) -> dict[str, Any]:
     epochs = len(next(iter(history.values()), []))
     charts = []
     for what in ("loss", "accuracy"):
-        lines = [(label, history[key]) for label, key in (("train", what), ("validation", f"val_{what}")) if history.get(key)]
+        lines = [
+            (label, history[key]) for label, key in (("train", what), ("validation", f"val_{what}")) if history.get(key)
+        ]
         if not lines or epochs < 1:
             continue
         values = [v for _, line in lines for v in line if np.isfinite(v)] or [0.0]
         low, high = (0.0, max(values) * 1.05 or 1.0) if what == "loss" else (min(0.9, *values), 1.0)
-        plot = Plot((1, max(2, epochs)), (low, high), 440, 220, right=74)
+        plot = Plot((1, max(2, epochs)), (low, high), 440, 220, right=86)
         ends = _apart([plot.py(line[-1]) if np.isfinite(line[-1]) else plot.top for _, line in lines])
-        charts.append({"what": what, "plot": plot, "lines": [(*line, end) for line, end in zip(lines, ends, strict=True)]})
+        charts.append(
+            {"what": what, "plot": plot, "lines": [(*line, end) for line, end in zip(lines, ends, strict=True)]}
+        )
     losses = history.get("val_loss", [])
     return {
         "name": name,
         "charts": charts,
         "epochs": epochs,
-        "best": int(np.argmin(losses)) + 1 if losses else None,
+        "best": int(np.nanargmin(losses)) + 1 if np.isfinite(losses).any() else None,
         "seconds": sum(history.get("seconds", [])),
         "recipe": trained["recipe"],
     }
