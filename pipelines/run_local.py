@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 from pipelines.compile import spec_path
 from twophase.errors import TwoPhaseError
-from twophase.files import locked
+from twophase.files import disk_error, locked
 from twophase.progress import Event, parse
 
 
@@ -47,12 +47,12 @@ def run_local(
             pipeline = components.load_component_from_file(str(spec_path("two_phase.local")))
             try:
                 pipeline(workdir=str(workdir), **arguments)
+            except OSError as error:
+                raise disk_error(workdir, error) from error
             except RuntimeError as error:
                 failed = events.failed
                 if failed is None:
-                    raise RunFailed(
-                        f"a step ended without a word ({error}); {workdir / 'run.log'} has its output"
-                    ) from None
+                    raise RunFailed(f"a step ended without a word; {workdir / 'run.log'} has its output") from error
                 raised = RunFailed(f"{failed.step}: {failed.error}")
                 raised.exit_code = failed.exit_code
                 raise raised from None

@@ -40,7 +40,7 @@ def two_phase(
     region: str = "us-central1",
     model: str = "two-phase",
 ) -> None:
-    """`data` empty renders clips; `rule` is empty, `recall=R` or `miss=A,call=B`; `api_endpoint` speaks Vertex AI's API."""
+    """`data` empty renders clips; `rule` is empty, `recall=R` or `miss=A,call=B`; `api_endpoint` is Vertex AI's."""
     place = {"project": project, "region": region, "api_endpoint": api_endpoint, "model": model}
     clips = generate_data(data=data, wanted=wanted, workdir=workdir, synth_per_label=synth_per_label, seed=seed)
     shards = plan_shards(clips=clips.outputs["clips"], workdir=workdir)

@@ -4,6 +4,7 @@ Results go to standard output, progress and errors to standard error. Exit codes
 the machine that the message says how to mend, 2 wrong usage.
 """
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -45,7 +46,7 @@ DataDir = Annotated[Path, typer.Option("--data", help="A folder of label/clip fi
 Wanted = Annotated[
     str,
     typer.Option(
-        help="Labels that the gate lets through: a file with one a line, or LABEL,LABEL. [default: wanted.txt of the data]"
+        help="Labels that the gate lets through: a file, one a line, or LABEL,LABEL. [default: wanted.txt of the data]"
     ),
 ]
 Workdir = Annotated[Path, typer.Option(help="Where everything is kept; a second run there pays only for what is new.")]
@@ -180,12 +181,12 @@ def compare(
 @app.command()
 def serve(
     release: Release,
-    port: Annotated[int | None, typer.Option(help="[default: as the environment says, or 8080]")] = None,
+    port: Annotated[int, typer.Option()] = 8080,
 ) -> None:
     """Answer predictions of one release over HTTP."""
     from twophase.serving.server import serve as start
 
-    start(release, port) if port is not None else start(release)
+    start(release, port)
 
 
 @app.command("compile")
@@ -367,6 +368,11 @@ def main() -> None:
     except TwoPhaseError as error:
         typer.echo(f"twophase: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        typer.echo("twophase: the disk is full; free some room and run again, what is finished is kept", err=True)
+        sys.exit(1)
 
 
 def _platform(home: Path | None) -> str:

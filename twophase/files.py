@@ -132,4 +132,4 @@ def disk_error(path: Path, error: OSError) -> TwoPhaseError:
     """What an `OSError` while writing means to a person."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return TwoPhaseError(f"{path}: the disk is full; free some room and run again, what is finished is kept")
-    return TwoPhaseError(f"{path}: cannot be written ({error.strerror}); give a folder that can be written to")
+    return TwoPhaseError(f"{path}: {error.strerror or error}; give a folder that can be read and written")

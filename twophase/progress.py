@@ -13,9 +13,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from twophase.errors import TwoPhaseError
+from twophase.files import disk_error
 
 _LINE = re.compile(r"twophase: (\{.*\})\s*$")
 _EVERY_S = 0.2
@@ -67,6 +69,14 @@ def step(name: str) -> Iterator[Step]:
     except TwoPhaseError as error:
         _print(Event(name, error=str(error), exit_code=error.exit_code))
         sys.exit(error.exit_code)
+    except OSError as error:
+        _print(Event(name, error=str(disk_error(Path(error.filename or "."), error)), exit_code=1))
+        raise
+    except Exception as error:
+        _print(
+            Event(name, error=f"unexpected {type(error).__name__}: {error}; its traceback is in the log", exit_code=1)
+        )
+        raise
 
 
 def parse(line: str) -> Event | None:

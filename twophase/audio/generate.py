@@ -25,5 +25,9 @@ def generate(
     if not (folder / "labels.csv").is_file():
         labels = synth.LABELS + synth.OTHER_LABELS
         done = itertools.count(1)
-        synth.write_clips(folder, per_label, seed, labels, lambda n: progress(next(done), len(labels)))
+
+        def report(_: int) -> None:
+            progress(next(done), len(labels))
+
+        synth.write_clips(folder, per_label, seed, labels, report)
     return read_source(folder, wanted)

@@ -9,10 +9,12 @@ An endpoint on a plain http address is the local platform: it takes no credentia
 """
 
 import base64
+import functools
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import soundfile
@@ -29,9 +31,35 @@ MACHINE = "n1-standard-2"
 _TRIES = 300  # at 10 % of the traffic a canary is missed this often once in 10^13 deployments
 _ENOUGH = 3
 
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
 
 class SmokeTestFailed(TwoPhaseError):
     """The deployed version does not answer as the release did when it was exported; traffic was left as it was."""
+
+
+def _in_words(method: _Method) -> _Method:
+    """Turn the SDK's errors into one message with the address and what to do."""
+
+    @functools.wraps(method)
+    def spoken(self: "Registry", *args: Any, **kwargs: Any) -> Any:
+        from google.api_core.exceptions import GoogleAPIError
+        from google.auth.exceptions import GoogleAuthError
+        from requests import RequestException
+
+        try:
+            return method(self, *args, **kwargs)
+        except GoogleAuthError as error:
+            raise TwoPhaseError(
+                f"{self.address}: no credentials ({error}); run `gcloud auth application-default login`"
+            ) from error
+        except (GoogleAPIError, RequestException) as error:
+            why = getattr(error, "message", "") or type(error).__name__
+            raise TwoPhaseError(
+                f"{self.address}: {why}; see that it runs (`twophase local status`) and that you may use it"
+            ) from error
+
+    return cast(_Method, spoken)
 
 
 class Registry:
@@ -48,7 +76,9 @@ class Registry:
         how = {"api_transport": "rest", "credentials": AnonymousCredentials()} if local else {}
         aiplatform.init(project=project, location=region, api_endpoint=api_endpoint or None, **how)
         self._sdk = aiplatform
+        self.address = api_endpoint or f"{region}-aiplatform.googleapis.com"
 
+    @_in_words
     def champion(self, model: str, releases: Path) -> Path | None:
         """The folder of the release behind the model's default version, looked for in `releases`; None if none is."""
         found = self._model(model)
@@ -65,6 +95,7 @@ class Registry:
             )
         return folder
 
+    @_in_words
     def register(self, release: Path, model: str, uri: str | None = None) -> str:
         """Upload a release as the next version of `model`; return `projects/.../models/ID@VERSION`.
 
@@ -92,6 +123,7 @@ class Registry:
         )
         return str(uploaded.versioned_resource_name)
 
+    @_in_words
     def deploy(self, release: Path, version: str, model: str) -> str:
         """Make a registered version live and return the endpoint's resource name. Raises `SmokeTestFailed`."""
         chosen = self._sdk.Model(version)
@@ -142,7 +174,7 @@ class Registry:
             if not off <= PROBABILITY_TOLERANCE:
                 raise SmokeTestFailed(
                     f"{manifest.id}: its golden windows come back off by {off:.4g} through {endpoint.display_name}, "
-                    f"at most {PROBABILITY_TOLERANCE:g} is accepted; it was undeployed, the live version kept its traffic"
+                    f"at most {PROBABILITY_TOLERANCE:g} is accepted; it was undeployed, the live one kept its traffic"
                 )
             answered += 1
             if answered == _ENOUGH:

@@ -1,0 +1,49 @@
+# Everything this project does on one machine. `make run` and `make test` set up what they need first.
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint lock compile bench test-faults clean
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+SEEDS ?= 200
+# Steps of a pipeline and test workers are processes of their own; one maths thread each is faster than all fighting.
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+help:  ## say what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: .venv/.ready  ## make .venv with everything, from the lock file
+
+.venv/.ready: requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not on PATH; install Python 3.11, or name one: make PYTHON=..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "python3 -m venv failed; on Debian: apt install python3.11-venv"; exit 1; }
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes --compile-bytecode requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+run: setup  ## clips -> images -> gate + classifier -> release -> version -> endpoint -> predictions
+	$(BIN)/twophase run $(ARGS)
+
+test: setup  ## the tests (minutes); ARGS='-k name' for some of them
+	$(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
+
+lint: setup  ## formatting, style, types, who may import whom
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+compile: setup  ## write compiled/ from the pipelines
+	$(BIN)/twophase compile
+
+bench: setup  ## every benchmark, with docs/benchmarks.md's figures (long)
+	$(BIN)/twophase bench $(ARGS)
+
+test-faults: setup  ## kill -9 and other faults, SEEDS of them (long)
+	SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/faults -m faults $(ARGS)
+
+lock: setup  ## renew the lock file
+	$(BIN)/uv pip compile --quiet --python-version 3.11 --all-extras --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements.lock
+
+clean:  ## remove what was set up and made
+	rm -rf .venv twophase-work build dist
