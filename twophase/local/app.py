@@ -19,12 +19,14 @@ import orjson
 from twophase import __version__
 from twophase.errors import TwoPhaseError
 from twophase.files import JSON
+from twophase.local import ml
 from twophase.local.api import methods, request_of
 from twophase.local.artifacts import Artifacts
 from twophase.local.buckets import Buckets
 from twophase.local.endpoints import Endpoints
 from twophase.local.jobs import BatchJobs
 from twophase.local.live import Live
+from twophase.local.ml import OldPlatform
 from twophase.local.models import Models
 from twophase.local.operations import Operations
 from twophase.local.storage import Storage
@@ -66,6 +68,7 @@ class Platform:
         self._methods = {
             name: method for service in services for name in dir(service) if callable(method := getattr(service, name))
         }
+        self._old = OldPlatform(self._store, artifacts, folders, self._jobs, self._live)
         methods()  # the routing table, before the first request asks for it
 
     def close(self) -> None:
@@ -79,8 +82,11 @@ class Platform:
         try:
             self._authenticate(scope)
             predict = _PREDICT.fullmatch(scope["path"])
+            old = predict or ml.PREDICT.fullmatch(scope["path"])
             if predict and scope["method"] == "POST":
                 await self._predict(predict[1], predict[2], scope, receive, send)
+            elif old and scope["method"] == "POST":
+                await self._predict(old[1], "", scope, receive, send)
             elif scope["path"] == "/healthz":
                 await respond(send, orjson.dumps({"status": "ok", "twophase": __version__}))
             elif "/storage/v1/b" in scope["path"]:
@@ -102,7 +108,7 @@ class Platform:
     async def _predict(self, endpoint: str, how: str, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_body(scope, receive, self._limits.body_bytes)
         target, predictor = self._live.choose(endpoint)
-        content_type = (header(scope, b"content-type") or b"") if how != "predict" else b""
+        content_type = (header(scope, b"content-type") or b"") if how in ("rawPredict", "streamRawPredict") else b""
         answer: JSON = {"predictions": await predictor.answer(body, content_type)}
         if how == "predict":
             answer |= {
@@ -129,6 +135,8 @@ class Platform:
         await respond(send, content, code, content_type, *(f for f in fields if f[0] != b"content-type"))
 
     def _call(self, verb: str, path: str, query: bytes, body: bytes) -> JSON:
+        if ml.PATH.fullmatch(path):
+            return self._old.answer(verb, path, query, body)
         name, request = request_of(verb, path, query, body)
         method = self._methods.get(re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower())
         if method is None:

@@ -45,6 +45,8 @@ class Plan:
     output: str
     """Folder of the results."""
     total: int
+    echo: bool
+    """Whether a result says what it answers; the old AI Platform's hold the prediction alone."""
     key_field: str
     included: list[str]
     excluded: list[str]
@@ -121,7 +123,8 @@ def _shard(plan: Plan, job: Path, shard: int, inputs: Iterator[bytes], predictor
             try:
                 echo, read = _read(plan, line.strip())
                 prediction = predictor.predict_images(read())
-                results.write(orjson.dumps({**echo, "prediction": prediction}, option=orjson.OPT_APPEND_NEWLINE))
+                result = {**echo, "prediction": prediction} if plan.echo else prediction
+                results.write(orjson.dumps(result, option=orjson.OPT_APPEND_NEWLINE))
                 answered += 1
             except Refusal as refusal:
                 echo = echo or {"instance": line.decode("utf-8", "replace").strip()}

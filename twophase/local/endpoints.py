@@ -4,7 +4,6 @@ A deployment is loaded and has reproduced its golden windows before the endpoint
 before traffic moves. After a restart every endpoint answers as it did.
 """
 
-import logging
 from typing import Any
 
 from twophase.files import JSON
@@ -18,7 +17,6 @@ from twophase.serving.refusal import Refusal
 _MUTABLE = {"displayName", "description", "labels", "trafficSplit"}
 _MUTABLE_DEPLOYED = {"dedicatedResources", "automaticResources", "disableContainerLogging", "enableAccessLogging"}
 _KIND = "endpoint"
-_log = logging.getLogger(__name__)
 
 
 class Endpoints:
@@ -28,12 +26,8 @@ class Endpoints:
         self._store, self._models, self._live = store, models, live
         for body in store.resources(_KIND):
             for deployed in body.get("deployedModels", []):
-                try:
-                    live.load(self._target(body["name"], deployed).artifact)
-                except Refusal as refusal:
-                    _log.error("%s: deployed model %s does not answer: %s", body["name"], deployed["id"], refusal)
+                live.restore(self._target(body["name"], deployed).artifact, f"{body['name']}: {deployed['id']}")
             self._route(body)
-        live.let_go()
 
     def create_endpoint(self, request: JSON) -> JSON:
         """An endpoint with nothing deployed."""

@@ -18,7 +18,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from twophase.errors import TwoPhaseError
-from twophase.files import JSON, read_json
+from twophase.files import JSON, digest, read_json
 from twophase.local import batch
 from twophase.local.artifacts import Artifacts
 from twophase.local.buckets import Buckets
@@ -29,6 +29,10 @@ from twophase.local.store import Store
 from twophase.serving.refusal import Refusal
 
 _KIND = "batchPredictionJob"
+KINDS = (_KIND, "ml.job")
+"""What is run here: Vertex's jobs, and the old AI Platform's."""
+_ARTIFACT = "artifact"
+"""The one field of a stored job that is not the API's."""
 _ENDED = {"JOB_STATE_SUCCEEDED", "JOB_STATE_FAILED", "JOB_STATE_CANCELLED"}
 Submit = Callable[[Callable[[], Any]], "Future[Any]"]
 
@@ -42,12 +46,13 @@ class BatchJobs:
         """`submit` runs a call in the control thread. Jobs that had not ended go on."""
         self._store, self._models, self._artifacts, self._buckets = store, models, artifacts, buckets
         self._folder, self._submit = folder, submit
-        self._queue: SimpleQueue[str | None] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[str, str] | None] = SimpleQueue()
         self._running: list[subprocess.Popen[bytes]] = []
         self._stopping = threading.Event()
-        for body in reversed(store.resources(_KIND)):
-            if body["state"] not in _ENDED:
-                self._queue.put(body["name"])
+        for kind in KINDS:
+            for body in reversed(store.resources(kind)):
+                if body["state"] not in _ENDED:
+                    self._queue.put((kind, body["name"]))
         self._runner = threading.Thread(target=self._run_all, name="batch", daemon=True)
         self._runner.start()
 
@@ -64,7 +69,8 @@ class BatchJobs:
         if not given.get("displayName"):
             raise Refusal(400, "batchPredictionJob.displayName: is missing; give the job a name")
         model, version = self._models.resolve(given.get("model", ""))
-        if self._models.artifact(model, version) is None:
+        artifact = self._models.artifact(model, version)
+        if artifact is None:
             raise failed(f"{model}@{version}: has no artifact; upload a version with an artifact_uri")
         source, destination = given.get("inputConfig", {}), given.get("outputConfig", {})
         if source.get("instancesFormat") not in ("jsonl", "file-list"):
@@ -75,11 +81,9 @@ class BatchJobs:
             raise Refusal(
                 400, f"outputConfig.predictionsFormat: {destination.get('predictionsFormat')}; jsonl is accepted"
             )
-        self._inputs(source.get("gcsSource", {}).get("uris", []))
         prefix = destination.get("gcsDestination", {}).get("outputUriPrefix", "")
         if not prefix.startswith("gs://"):
             raise Refusal(400, f"outputConfig.gcsDestination.outputUriPrefix: {prefix!r}; give gs://BUCKET/PREFIX")
-        self._buckets.folder(prefix)
         name = f"{request['parent']}/batchPredictionJobs/{new_id()}"
         time = now()
         body = {
@@ -87,19 +91,32 @@ class BatchJobs:
             "name": name,
             "model": model,
             "modelVersionId": str(version),
-            "state": "JOB_STATE_PENDING",
-            "createTime": time,
-            "updateTime": time,
             "outputInfo": {"gcsOutputDirectory": f"{prefix.rstrip('/')}/{_output_name(given['displayName'], time)}"},
         }
+        return self.enqueue(_KIND, body, artifact)
+
+    def enqueue(self, kind: str, body: JSON, artifact: str) -> JSON:
+        """Take on a job whose body has all of a batchPredictionJob's fields; results go to its `outputInfo`."""
+        self._inputs(body["inputConfig"].get("gcsSource", {}).get("uris", []))
+        self._buckets.folder(body["outputInfo"]["gcsOutputDirectory"])
+        if self._store.one("SELECT 1 FROM resource WHERE name = ?", body["name"]):
+            raise Refusal(409, f"{body['name']}: already exists; give the job another id")
+        job = self._folder_of(body["name"])
+        shutil.rmtree(job, ignore_errors=True)
+        time = now()
+        body = {**body, "state": "JOB_STATE_PENDING", "createTime": time, "updateTime": time, _ARTIFACT: artifact}
         with self._store.transaction():
-            self._store.put(_KIND, body)
-        self._queue.put(name)
-        return self.get_batch_prediction_job({"name": name})
+            self._store.put(kind, body)
+        self._queue.put((kind, body["name"]))
+        return self.read(kind, body["name"])
 
     def get_batch_prediction_job(self, request: JSON) -> JSON:
         """A job and how far it is."""
-        return self._with_progress(self._get(request["name"]))
+        return self.read(_KIND, request["name"])
+
+    def read(self, kind: str, name: str) -> JSON:
+        """A job as the API answers it."""
+        return self._with_progress(self._get(kind, name))
 
     def list_batch_prediction_jobs(self, request: JSON) -> JSON:
         """The jobs of a location, newest first."""
@@ -107,39 +124,44 @@ class BatchJobs:
         return page(found, request, "batchPredictionJobs", self._with_progress)
 
     def cancel_batch_prediction_job(self, request: JSON) -> JSON:
+        """Stop a job under way."""
+        return self.cancel(_KIND, request["name"])
+
+    def cancel(self, kind: str, name: str) -> JSON:
         """Stop a job; the shards that it has finished stay."""
-        body = self._get(request["name"])
+        body = self._get(kind, name)
         if body["state"] in _ENDED:
-            raise failed(f"{body['name']}: has ended ({body['state']}); only a job under way can be cancelled")
-        self._set(body["name"], state="JOB_STATE_CANCELLED", endTime=now())
+            raise failed(f"{name}: has ended ({body['state']}); only a job under way can be cancelled")
+        self._set(kind, name, state="JOB_STATE_CANCELLED", endTime=now())
+        if any(str(self._folder_of(name)) in process.args for process in self._running):  # type: ignore[operator]
+            self._end_processes()
         return {}
 
     def delete_batch_prediction_job(self, request: JSON) -> JSON:
         """Forget a job that has ended; its outputs stay."""
-        body = self._get(request["name"])
+        body = self._get(_KIND, request["name"])
         if body["state"] not in _ENDED:
             raise failed(f"{body['name']}: is under way; cancel it first")
         with self._store.transaction():
             self._store.delete(_KIND, body["name"])
             operation = done(self._store, body["name"], "DeleteBatchPredictionJob", None)
-        shutil.rmtree(self._job(body["name"]), ignore_errors=True)
+        shutil.rmtree(self._folder_of(body["name"]), ignore_errors=True)
         return operation
 
     def artifacts_in_use(self) -> set[str]:
         """The artifacts that jobs under way need."""
-        bodies = [b for b in self._store.resources(_KIND) if b["state"] not in _ENDED]
-        return {self._models.artifact(b["model"], int(b["modelVersionId"])) or "" for b in bodies}
+        return {b[_ARTIFACT] for kind in KINDS for b in self._store.resources(kind) if b["state"] not in _ENDED}
 
     def _run_all(self) -> None:
-        while (name := self._queue.get()) is not None and not self._stopping.is_set():
+        while (item := self._queue.get()) is not None and not self._stopping.is_set():
             try:
-                self._run(name)
+                self._run(*item)
             except (TwoPhaseError, OSError) as error:
-                self._end(name, "JOB_STATE_FAILED", str(error))
+                self._end(*item, "JOB_STATE_FAILED", str(error))
 
-    def _run(self, name: str) -> None:
-        job = self._job(name)
-        if not self._submit(lambda: self._start(name, job)).result():
+    def _run(self, kind: str, name: str) -> None:
+        job = self._folder_of(name)
+        if not self._submit(lambda: self._start(kind, name, job)).result():
             return  # cancelled or deleted while it waited
         count = os.cpu_count() or 1
         command = [sys.executable, "-m", "twophase.local.batch", str(job)]
@@ -147,7 +169,7 @@ class BatchJobs:
             subprocess.Popen([*command, str(i), str(count)], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
             for i in range(count)
         ]
-        if self._stopping.is_set() or self._submit(lambda: self._get(name)["state"] in _ENDED).result():
+        if self._stopping.is_set() or self._submit(lambda: self._get(kind, name)["state"] in _ENDED).result():
             self._end_processes()  # told to end while they were being started
         words = [process.communicate()[1].decode("utf-8", "replace").strip() for process in self._running]
         codes = [process.returncode for process in self._running]
@@ -156,52 +178,45 @@ class BatchJobs:
         wrong = [
             w.splitlines()[-1] if w else f"a process ended with {c}" for w, c in zip(words, codes, strict=True) if c
         ]
-        self._end(name, "JOB_STATE_FAILED" if wrong else "JOB_STATE_SUCCEEDED", wrong[0] if wrong else "")
+        self._end(kind, name, "JOB_STATE_FAILED" if wrong else "JOB_STATE_SUCCEEDED", wrong[0] if wrong else "")
 
-    def _start(self, name: str, job: Path) -> bool:
-        body = self._store.get(_KIND, name)
+    def _start(self, kind: str, name: str, job: Path) -> bool:
+        body = self._store.get(kind, name)
         if body is None or body["state"] in _ENDED:
             return False
         if not (job / "plan.json").is_file():
             inputs = self._inputs(body["inputConfig"]["gcsSource"]["uris"])
             config = body.get("instanceConfig", {})
             plan = batch.Plan(
-                release=str(
-                    self._artifacts.path(self._models.artifact(body["model"], int(body["modelVersionId"])) or "")
-                ),
+                release=str(self._artifacts.path(body[_ARTIFACT])),
                 inputs=inputs,
                 format=body["inputConfig"]["instancesFormat"],
                 buckets={bucket: str(self._buckets.folder(f"gs://{bucket}")) for bucket in self._buckets.names()},
                 output=str(self._buckets.folder(body["outputInfo"]["gcsOutputDirectory"])),
                 total=sum(1 for _ in batch.lines(inputs)),
+                echo=kind == _KIND,
                 key_field=config.get("keyField", ""),
                 included=config.get("includedFields", []),
                 excluded=config.get("excludedFields", []),
                 parameters=body.get("modelParameters"),
             )
             batch.write_plan(job, plan)
-        self._set(name, state="JOB_STATE_RUNNING", startTime=body.get("startTime") or now())
+        self._set(kind, name, state="JOB_STATE_RUNNING", startTime=body.get("startTime") or now())
         return True
 
-    def _end(self, name: str, state: str, reason: str) -> None:
+    def _end(self, kind: str, name: str, state: str, reason: str) -> None:
         error = {"error": {"code": 9, "message": reason}} if reason else {}
 
         def end() -> None:
-            body = self._store.get(_KIND, name)
+            body = self._store.get(kind, name)
             if body and body["state"] not in _ENDED:
-                self._set(name, state=state, endTime=now(), **error)
+                self._set(kind, name, state=state, endTime=now(), **error)
 
         self._submit(end).result()
 
-    def _set(self, name: str, **fields: Any) -> None:
+    def _set(self, kind: str, name: str, **fields: Any) -> None:
         with self._store.transaction():
-            self._store.put(_KIND, {**self._get(name), **fields, "updateTime": now()})
-        if fields["state"] == "JOB_STATE_CANCELLED":
-            self._cancel(name)
-
-    def _cancel(self, name: str) -> None:
-        if any(str(self._job(name)) in process.args for process in self._running):  # type: ignore[operator]
-            self._end_processes()
+            self._store.put(kind, {**self._get(kind, name), **fields, "updateTime": now()})
 
     def _end_processes(self) -> None:
         for process in self._running:
@@ -227,7 +242,8 @@ class BatchJobs:
         return found
 
     def _with_progress(self, body: JSON) -> JSON:
-        job = self._job(body["name"])
+        job = self._folder_of(body["name"])
+        body = {name: value for name, value in body.items() if name != _ARTIFACT}
         if body["state"] == "JOB_STATE_PENDING" or not (job / "plan.json").is_file():
             return body
         answered, refused = batch.progress(job)
@@ -235,14 +251,14 @@ class BatchJobs:
         stats = {"successfulCount": answered, "failedCount": refused, "incompleteCount": total - answered - refused}
         return {**body, "completionStats": {name: str(count) for name, count in stats.items()}}
 
-    def _get(self, name: str) -> JSON:
-        body = self._store.get(_KIND, name)
+    def _get(self, kind: str, name: str) -> JSON:
+        body = self._store.get(kind, name)
         if body is None:
             raise missing(name)
         return body
 
-    def _job(self, name: str) -> Path:
-        return self._folder / name.rpartition("/")[2]
+    def _folder_of(self, name: str) -> Path:
+        return self._folder / digest(name.encode())[:16]
 
 
 def _output_name(display_name: str, time: str) -> str:

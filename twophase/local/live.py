@@ -5,6 +5,7 @@ assignment, so a request meets the old or the new and never a gap. Releases are 
 let go only after, and one release in many places is loaded once.
 """
 
+import logging
 import random
 from dataclasses import dataclass
 from itertools import accumulate
@@ -14,6 +15,8 @@ from twophase.local.artifacts import Artifacts
 from twophase.local.resources import failed, missing
 from twophase.serving.predictor import Predictor
 from twophase.serving.refusal import Refusal
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,13 @@ class Live:
             self._predictors[artifact] = Predictor(self._artifacts.path(artifact))
         except TwoPhaseError as error:
             raise failed(str(error)) from None
+
+    def restore(self, artifact: str, name: str) -> None:
+        """`load` after a restart: what does not load is logged, and its requests are refused."""
+        try:
+            self.load(artifact)
+        except Refusal as refusal:
+            _log.error("%s: does not answer: %s", name, refusal)
 
     def route(self, endpoint: str, targets: list[Target], split: dict[str, int]) -> None:
         """Send an endpoint's requests to `targets` by per cent from now on, and let go of what nothing uses."""
