@@ -11,17 +11,17 @@ from scipy.fft import irfft, next_fast_len, rfft
 
 from twophase.audio.frontend import SAMPLE_RATE, Floats
 
-NOISE_SNR_DB = (8.0, 50.0)
+NOISE_SNR_DB = (12.0, 50.0)
 """How far noise lies below the sound in `record`."""
 
 
 def record(pcm: Floats, rng: np.random.Generator) -> Floats:
     """One clip as some microphone in some room at some level would have recorded it. Silence stays silence."""
-    if rng.random() < 0.6:
-        pcm = room(pcm, decay_s=rng.uniform(0.1, 0.9), wet=rng.uniform(0.05, 0.7), rng=rng)
-    pcm = tilt(pcm, rng.normal(0.0, 2.0))
+    if rng.random() < 0.5:
+        pcm = room(pcm, decay_s=rng.uniform(0.1, 0.9), wet=rng.uniform(0.05, 0.5), rng=rng)
+    pcm = tilt(pcm, rng.normal(0.0, 0.8))
     pcm = add_noise(pcm, rng.uniform(*NOISE_SNR_DB), rng.uniform(-6.0, 1.0), rng)
-    if rng.random() < 0.15:
+    if rng.random() < 0.1:
         pcm = telephone(pcm)
     return level(pcm, rng.uniform(-26.0, -0.5))
 

@@ -75,8 +75,8 @@ class _Zone:
     looped: bool
 
 
-def note(bank: int, program: int, key: int, seconds: float, decay_s: float = math.inf) -> Floats:
-    """One note, float32 [n] at `RATE`; it loses 60 dB in `decay_s`, and its end is faded.
+def note(bank: int, program: int, key: int, seconds: float, decay_s: float = math.inf, attack_s: float = 0.0) -> Floats:
+    """One note, float32 [n] at `RATE`; rising for `attack_s`, losing 60 dB in `decay_s`, its end faded.
 
     It lasts `seconds`; a sample without a loop, as most drums have, lasts as long as it is. `bank` is 0 or `DRUMS`,
     `program` and `key` are MIDI numbers from 0. A program or key without a sample is silence.
@@ -93,6 +93,8 @@ def note(bank: int, program: int, key: int, seconds: float, decay_s: float = mat
         pcm = np.interp(at, np.arange(len(zone.sample)), zone.sample).astype(np.float32)
     if decay_s < math.inf:
         pcm *= np.exp(np.arange(len(pcm), dtype=np.float32) * np.float32(-6.9 / (decay_s * RATE)))
+    rise = min(len(pcm) // 2, int(attack_s * RATE))
+    pcm[:rise] *= np.linspace(0.0, 1.0, rise, dtype=np.float32)
     fade = min(len(pcm), int(_RELEASE_S * RATE))
     pcm[len(pcm) - fade :] *= np.linspace(1.0, 0.0, fade, dtype=np.float32)
     return pcm

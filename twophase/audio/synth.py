@@ -50,40 +50,46 @@ class _Voice:
     program: int
     low: int
     high: int
+    attack_s: float = 0.0
+    """How long a note takes to speak, give or take a half: the soundfont's loops have lost it."""
+    vibrato_cents: float = 0.0
+    """How far players of this instrument usually let the pitch swing, at most."""
+    tremolo: float = 0.0
+    """The same for loudness, from 0 to 1."""
 
 
 def _drum(*keys: int) -> tuple[_Voice, ...]:
     return tuple(_Voice("drum", kit, key, key) for kit in (0, 8, 16, 24, 25, 32, 40, 48) for key in keys)
 
 
-# Keys are the sounding ranges of the instruments as orchestration books give them.
+# Keys are where the instruments are mostly played, well within what they can reach.
 _VOICES = {
-    "Acoustic_guitar": (_Voice("plucked", 24, 40, 83), _Voice("plucked", 25, 40, 83)),
+    "Acoustic_guitar": (_Voice("plucked", 24, 40, 76), _Voice("plucked", 25, 40, 76)),
     "Bass_drum": _drum(35, 36),
-    "Cello": (_Voice("sustained", 42, 36, 76),),
-    "Chime": (_Voice("ringing", 14, 60, 84), _Voice("ringing", 112, 72, 96)),
-    "Clarinet": (_Voice("sustained", 71, 50, 91),),
+    "Cello": (_Voice("sustained", 42, 36, 67, 0.12, 35.0),),
+    "Chime": (_Voice("ringing", 14, 60, 77), _Voice("ringing", 112, 72, 90)),
+    "Clarinet": (_Voice("sustained", 71, 50, 82, 0.04),),
     "Cowbell": _drum(56),
-    "Double_bass": (_Voice("plucked", 32, 28, 60), _Voice("sustained", 43, 28, 60)),
-    "Electric_piano": (_Voice("plucked", 4, 28, 96), _Voice("plucked", 5, 28, 96)),
-    "Flute": (_Voice("sustained", 73, 60, 96),),
+    "Double_bass": (_Voice("plucked", 32, 28, 55), _Voice("sustained", 43, 28, 55, 0.15, 15.0)),
+    "Electric_piano": (_Voice("plucked", 4, 36, 84), _Voice("plucked", 5, 36, 84)),
+    "Flute": (_Voice("sustained", 73, 60, 91, 0.07, 25.0, 0.3),),
     "Glockenspiel": (_Voice("ringing", 9, 79, 108),),
-    "Harmonica": (_Voice("sustained", 22, 60, 90),),
+    "Harmonica": (_Voice("sustained", 22, 60, 84, 0.03, 10.0, 0.7),),
     "Hi-hat": _drum(42, 44, 46),
-    "Oboe": (_Voice("sustained", 68, 58, 91),),
+    "Oboe": (_Voice("sustained", 68, 58, 84, 0.025, 25.0),),
     "Saxophone": (
-        _Voice("sustained", 64, 56, 87),
-        _Voice("sustained", 65, 49, 80),
-        _Voice("sustained", 66, 44, 75),
-        _Voice("sustained", 67, 36, 68),
+        _Voice("sustained", 64, 56, 84, 0.03, 30.0),
+        _Voice("sustained", 65, 49, 77, 0.03, 30.0),
+        _Voice("sustained", 66, 44, 72, 0.03, 30.0),
+        _Voice("sustained", 67, 36, 65, 0.03, 30.0),
     ),
     "Snare_drum": _drum(38, 40),
     "Tambourine": _drum(54),
-    "Trumpet": (_Voice("sustained", 56, 54, 84), _Voice("sustained", 59, 54, 84)),
-    "Violin_or_fiddle": (_Voice("sustained", 40, 55, 93), _Voice("sustained", 110, 55, 93)),
-    "Bassoon": (_Voice("sustained", 70, 34, 72),),
-    "French_horn": (_Voice("sustained", 60, 34, 77),),
-    "Trombone": (_Voice("sustained", 57, 40, 72),),
+    "Trumpet": (_Voice("sustained", 56, 54, 82, 0.015), _Voice("sustained", 59, 54, 82, 0.015)),
+    "Violin_or_fiddle": (_Voice("sustained", 40, 55, 88, 0.09, 45.0), _Voice("sustained", 110, 55, 88, 0.06, 30.0)),
+    "Bassoon": (_Voice("sustained", 70, 34, 67, 0.03, 10.0),),
+    "French_horn": (_Voice("sustained", 60, 34, 74, 0.05),),
+    "Trombone": (_Voice("sustained", 57, 40, 70, 0.03, 10.0),),
 }
 
 _Effect = tuple[int, int, int]  # a General MIDI sound effect: program, lowest key, highest key
@@ -207,16 +213,16 @@ def _play(voices: tuple[_Voice, ...], rng: _Rng) -> tuple[Floats, str]:
     if voice.style == "drum":
         tuning = int(rng.integers(_BUCKETS))
         cents = (tuning - _BUCKETS / 2 + rng.random()) * 70.0
-        strike = (DRUMS, voice.program, key, 1.2, rng.uniform(0.5, 2.0))
+        strike = (DRUMS, voice.program, key, 1.2, rng.uniform(0.5, 2.0), 0.0)
         pcm = _mix([(at, loud, strike) for at, loud in _rhythm(rng)])
         group += f"-{tuning}"
     else:
         cents = float(rng.normal(0.0, 12.0))
         sustained = voice.style == "sustained"
         decay = np.inf if sustained else rng.uniform(1.0, 6.0) * 2.0 ** ((60 - key) / 24.0)
-        pcm = _mix([(at, loud, (0, voice.program, k, s, decay)) for at, loud, k, s in _phrase(voice, key, rng)])
-        if sustained and rng.random() < 0.4:
-            pcm = _vibrato(pcm, rng)
+        attack = voice.attack_s * rng.uniform(0.5, 1.5)
+        pcm = _mix([(at, loud, (0, voice.program, k, s, decay, attack)) for at, loud, k, s in _phrase(voice, key, rng)])
+        pcm = _swung(pcm, voice, rng)
     pcm = soxr.resample(pcm, soundfont.RATE * 2.0 ** (cents / 1200.0), SAMPLE_RATE, "MQ")
     return _softened(pcm, rng), group
 
@@ -257,7 +263,7 @@ def _phrase(voice: _Voice, key: int, rng: _Rng) -> list[tuple[float, float, int,
 
 _CHORDS = ((4, 7, 12), (3, 7, 12), (4, 7, 10), (7, 12, 16), (7, 12, 15, 19), (5, 7, 12), (4, 7))
 
-_Note = tuple[int, int, int, float, float]  # the arguments of soundfont.note
+_Note = tuple[int, int, int, float, float, float]  # the arguments of soundfont.note
 
 
 def _mix(score: list[tuple[float, float, _Note]]) -> Floats:
@@ -270,16 +276,21 @@ def _mix(score: list[tuple[float, float, _Note]]) -> Floats:
     return out
 
 
-def _vibrato(pcm: Floats, rng: _Rng) -> Floats:
-    """Pitch that swings by 5 to 40 cents, 4 to 7 times a second."""
-    rate, cents = rng.uniform(4.0, 7.0), rng.uniform(5.0, 40.0)
-    swing = soundfont.RATE * (2.0 ** (cents / 1200.0) - 1.0) / (2 * np.pi * rate)  # in samples
+def _swung(pcm: Floats, voice: _Voice, rng: _Rng) -> Floats:
+    """Vibrato and tremolo as the instrument has them, 4 to 7 times a second."""
+    rate, cents, depth = rng.uniform(4.0, 7.0), voice.vibrato_cents * rng.random(), voice.tremolo * rng.random()
     t = np.arange(len(pcm), dtype=np.float32)
-    where = t + np.float32(swing) * (1.0 + np.sin(t * np.float32(2 * np.pi * rate / soundfont.RATE)))
-    whole = where.astype(np.intp)
-    part = where - whole
-    held = np.pad(pcm, (0, int(2 * swing) + 3))
-    return np.asarray(held[whole] * (1.0 - part) + held[whole + 1] * part, np.float32)
+    wave = np.sin(t * np.float32(2.0 * np.pi * rate / soundfont.RATE))
+    if cents > 1.0:
+        reach = soundfont.RATE * (2.0 ** (cents / 1200.0) - 1.0) / (2.0 * np.pi * rate)  # in samples
+        where = t + np.float32(reach) * (wave + np.float32(1.0))
+        whole = where.astype(np.intp)
+        part = where - whole
+        held = np.pad(pcm, (0, int(2.0 * reach) + 3))
+        pcm = held[whole] * (1.0 - part) + held[whole + 1] * part
+    if depth > 0.0:
+        pcm = pcm * (np.float32(1.0 - depth / 2.0) + np.float32(depth / 2.0) * wave)
+    return np.asarray(pcm, np.float32)
 
 
 # ---- everything else
@@ -307,8 +318,8 @@ def _happen(sources: tuple[_Effect | _Recipe, ...], rng: _Rng) -> tuple[Floats, 
 
 
 def _softened(pcm: Floats, rng: _Rng) -> Floats:
-    """As hard or as soft as it is played: soft sounds lack upper partials (one pole from 0.8 to 20 kHz); and no DC."""
-    pole = float(np.exp(-2.0 * np.pi * 800.0 * 25.0 ** rng.random() / SAMPLE_RATE))
+    """As hard or as soft as it is played: soft sounds lack upper partials (one pole from 3 to 20 kHz); and no DC."""
+    pole = float(np.exp(-2.0 * np.pi * 3000.0 * 6.7 ** rng.random() / SAMPLE_RATE))
     blocker = 0.99  # a high pass at 25 Hz: some of the soundfont's samples are mostly DC
     zeros = np.array([1.0 - pole, pole - 1.0], np.float32)
     poles = np.array([1.0, -pole - blocker, pole * blocker], np.float32)
