@@ -1,9 +1,10 @@
 """Augmentation of log-mel images, whole batches at a time.
 
-Most operations are what the front end could have seen: the sound a little later, over something else, through another
-microphone. The rest (masks, mixup) keep a net from leaning on one detail. Images are in levels, 0 to 255 for `RANGE_DB`
-below the image's own maximum, so the operations that change the maximum (shift, background, tilt) end by restoring it,
-as the front end would have. A gain changes nothing in such images and is therefore not among the operations.
+Most operations are what the front end could have seen: another pitch, the sound a little later, over something else,
+through another microphone or a narrow channel. The rest (masks, mixup) keep a net from leaning on one detail. Images
+are in levels, 0 to 255 for `RANGE_DB` below the image's own maximum, so the operations that change the maximum (warp to
+band limit) end by restoring it, as the front end would have. A gain changes nothing in such images and is therefore not
+among the operations.
 
 Pure functions of their arguments and the generator that they are given; the input is left as it was.
 """
@@ -23,6 +24,8 @@ Array = NDArray[Any]
 RANGE_DB = FRONT_END.range_db
 """How many dB the levels 0 to 255 span."""
 
+_BANDS_HZ = FRONT_END.band_edges_hz[1:-1]
+
 _LN_PER_LEVEL = np.float32(FRONT_END.range_ln / 255.0)
 _LEVELS_PER_DB = np.float32(255.0 / RANGE_DB)
 
@@ -35,6 +38,8 @@ class Augment:
     arXiv:1904.08779), filled with the image's mean as there; mixup is Zhang et al.'s (2018, arXiv:1710.09412).
     """
 
+    warp_semitones: float = 0.0
+    """Pitch and spectral envelope move up to so many semitones up or down, by interpolation between mel bands."""
     shift_frames: int = 0
     """The sound moves up to so many frames earlier or later; what comes in is the image's minimum."""
     background_probability: float = 0.0
@@ -43,6 +48,10 @@ class Augment:
     """Mean power of the image over that of its background, in dB, from and to."""
     tilt_db: float = 0.0
     """The highest mel band gains or loses up to so many dB against the lowest, linearly between."""
+    band_limit_probability: float = 0.0
+    """The share of images that lose everything above some frequency, as through a telephone."""
+    band_limit_hz: tuple[float, float] = (3400.0, 8000.0)
+    """Where the band ends, from and to."""
     mixup_alpha: float = 0.0
     """Each image and its label are averaged with another of the batch, weighted by Beta(alpha, alpha)."""
     time_masks: int = 0
@@ -55,13 +64,12 @@ class Augment:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name != "background_snr_db" and not (math.isfinite(value) and value >= 0):
+            if not isinstance(value, tuple) and not (math.isfinite(value) and value >= 0):
                 raise UsageError(f"Augment: {field.name} is {value}; give a number from 0 up")
-        if self.background_probability > 1:
-            raise UsageError(f"Augment: background_probability is {self.background_probability}; give 0 to 1")
-        low, high = self.background_snr_db
-        if not (math.isfinite(low) and low <= high < math.inf):
-            raise UsageError(f"Augment: background_snr_db is {self.background_snr_db}; give (from, to) with from <= to")
+            if field.name.endswith("_probability") and value > 1:
+                raise UsageError(f"Augment: {field.name} is {value}; give 0 to 1")
+            if isinstance(value, tuple) and not (math.isfinite(value[0]) and value[0] <= value[1] < math.inf):
+                raise UsageError(f"Augment: {field.name} is {value}; give (from, to) with from <= to")
 
     def __call__(
         self, batch: Array, labels: Array | None, rng: np.random.Generator, background: Array | None = None
@@ -73,14 +81,27 @@ class Augment:
         """
         if batch.ndim != 3:
             raise UsageError(f"Augment: images are {list(batch.shape)}; give [n, frames, mels]")
-        shifted = _shift(batch, self.shift_frames, rng) if self.shift_frames else batch
-        out: Floats = shifted.astype(np.float32)
-        if self.shift_frames or self.background_probability or self.tilt_db:
-            peak = batch.max(axis=(1, 2), keepdims=True)
-            if self.background_probability:
-                self._mix_in(out, background, rng)
-            if self.tilt_db:
-                out += _tilt(out.shape, self.tilt_db, rng)
+        out: Floats = batch.astype(np.float32)
+        peak = out.max(axis=(1, 2), keepdims=True)
+        if self.warp_semitones:
+            out = out @ _warp(len(out), self.warp_semitones, rng)
+        if self.shift_frames:
+            out = _shift(out, self.shift_frames, rng)
+        if self.background_probability:
+            self._mix_in(out, background, rng)
+        if self.tilt_db:
+            out += _tilt(out.shape, self.tilt_db, rng)
+        if self.band_limit_probability:
+            chosen = rng.random(len(out)) < self.band_limit_probability
+            ends = np.where(chosen, rng.uniform(*self.band_limit_hz, size=len(out)), math.inf)
+            np.copyto(out, np.float32(-math.inf), where=ends[:, None, None] < _BANDS_HZ)
+        if (
+            self.warp_semitones
+            or self.shift_frames
+            or self.background_probability
+            or self.tilt_db
+            or self.band_limit_probability
+        ):
             out += peak - out.max(axis=(1, 2), keepdims=True)
             np.maximum(out, np.float32(0.0), out=out)
         if self.mixup_alpha:
@@ -115,6 +136,14 @@ class Augment:
 def _power(levels: Floats) -> Floats:
     levels *= _LN_PER_LEVEL
     return np.exp(levels, out=levels)
+
+
+def _warp(n: int, most: float, rng: np.random.Generator) -> Floats:
+    """Interpolation between mel bands for n factors of frequency: [n, mels, mels], to multiply images with."""
+    factor = 2.0 ** (rng.uniform(-most, most, size=(n, 1)) / 12.0)
+    bands = np.arange(len(_BANDS_HZ), dtype=np.float32)
+    source = np.interp(_BANDS_HZ / factor, _BANDS_HZ, bands).astype(np.float32)
+    return np.asarray(np.maximum(0.0, 1.0 - np.abs(source[:, None, :] - bands[:, None])), np.float32)
 
 
 def _shift(x: Array, most: int, rng: np.random.Generator) -> Array:

@@ -1,8 +1,8 @@
 """Figures of the pair from its answers: gate, classifier, and both as one system.
 
-A clip is right in the end when it is not wanted and was stopped (by the gate, or by the classifier's none of these), or
-is wanted, was let through and got its label. Intervals are 95 % bootstrap intervals over groups, not clips: clips of one
-note or speaker are not independent.
+A clip is right in the end when it is not wanted and was stopped (by the gate, or by the classifier's none of these),
+or is wanted, was let through and got its label. Intervals are 95 % bootstrap intervals over groups, not clips: clips of
+one note or speaker are not independent.
 """
 
 from collections.abc import Callable

@@ -34,14 +34,19 @@ Progress = Callable[[int, int, dict[str, float]], object]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how fast to fit; learning rate falls by a cosine over the planned epochs."""
+    """How long and how fast to fit; the learning rate falls by a cosine over the planned epochs."""
 
-    epochs: int
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-4
-    patience: int = 8
+    steps: int
+    """About how many batches to learn from, in whole epochs: training takes as long for many clips as for few."""
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.05
+    patience: int = 12
     """Epochs without a better validation loss after which fitting stops."""
     seed: int = 0
+
+    def epochs(self, batches: int) -> int:
+        """How many epochs of so many batches to plan."""
+        return max(1, round(self.steps / batches))
 
 
 def prepare(seed: int) -> None:
@@ -69,21 +74,22 @@ def fit(
     """
     import keras
 
-    steps = recipe.epochs * len(train)
+    epochs = recipe.epochs(len(train))
+    steps = epochs * len(train)
     warmup = min(len(train), steps // 10)
     rate = keras.optimizers.schedules.CosineDecay(
         recipe.learning_rate / 20, steps - warmup, warmup_target=recipe.learning_rate, warmup_steps=warmup
     )
     optimizer = keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay)
     network.compile(optimizer, loss, weighted_metrics=["accuracy"])
-    run = _Run(network, optimizer, recipe, state, progress)
+    run = _Run(network, optimizer, epochs, recipe.patience, state, progress)
     run.resume()
     if not run.over:
         network.fit(
             train,
             validation_data=validation,
             initial_epoch=run.epoch,
-            epochs=recipe.epochs,
+            epochs=epochs,
             verbose=0,
             shuffle=False,  # the generator shuffles, by seed and epoch
             callbacks=[train.follow(), run.callback(), keras.callbacks.TensorBoard(state / "logs", write_graph=False)],
@@ -95,9 +101,11 @@ def fit(
 class _Run:
     """Where a fit stands: what `progress.json` holds, and the weights beside it."""
 
-    def __init__(self, network: Any, optimizer: Any, recipe: Recipe, state: Path, progress: Progress) -> None:
-        self._network, self._optimizer, self._recipe, self._state = network, optimizer, recipe, state
-        self._progress = progress
+    def __init__(
+        self, network: Any, optimizer: Any, planned: int, patience: int, state: Path, progress: Progress
+    ) -> None:
+        self._network, self._optimizer, self._state = network, optimizer, state
+        self._planned, self._patience, self._progress = planned, patience, progress
         self.history: dict[str, list[float]] = {}
         self.epoch = 0
 
@@ -105,7 +113,7 @@ class _Run:
     def over(self) -> bool:
         losses = self.history.get("val_loss", [])
         since_best = len(losses) - 1 - int(np.argmin(losses)) if losses else 0
-        return self.epoch >= self._recipe.epochs or since_best >= self._recipe.patience
+        return self.epoch >= self._planned or since_best >= self._patience
 
     def resume(self) -> None:
         if not (self._state / "progress.json").is_file():
@@ -129,7 +137,7 @@ class _Run:
         with replacing(self._state / "optimizer.npz") as file:
             np.savez(file, **{str(i): v.numpy() for i, v in enumerate(self._optimizer.variables)})
         write_json(self._state / "progress.json", self.history)
-        self._progress(self.epoch, self._recipe.epochs, logs)
+        self._progress(self.epoch, self._planned, logs)
 
     def _save_weights(self, name: str) -> None:
         aside = self._state / f"tmp-{name}.weights.h5"

@@ -23,6 +23,7 @@ from twophase.audio.dataset import SPLITS
 from twophase.audio.images import ImageSet
 from twophase.errors import TwoPhaseError
 from twophase.files import digest, digest_of, new_directory, write_json
+from twophase.training.augment import Augment
 from twophase.training.fit import Progress, Recipe, fit, prepare
 
 if TYPE_CHECKING:
@@ -32,10 +33,14 @@ if TYPE_CHECKING:
 
 BATCH = 64
 
+AUGMENT = Augment(warp_semitones=2.5, shift_frames=8, time_masks=2, time_mask_frames=6, freq_masks=2, freq_mask_mels=6)
+"""What both models' training images go through; docs/models.md says what each part gives."""
+
 
 def recipe(kind: str, quick: bool, seed: int) -> Recipe:
     """The default recipe of `gate` or `classifier`; a quick one shows that all works, not what is possible."""
-    return Recipe(epochs=8 if quick else 30, seed=seed)
+    steps = {"gate": (300, 1200), "classifier": (600, 2400)}[kind][not quick]
+    return Recipe(steps=steps, seed=seed)
 
 
 def train_gate(images: ImageSet, workdir: Path, recipe: Recipe, progress: Progress = lambda *_: None) -> Path:
@@ -84,7 +89,7 @@ def train_classifier(
     network = networks.classifier(outputs, backbone, weights)
     import keras
 
-    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.05)
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
     one_hot = np.eye(outputs, dtype=np.float32)[targets]
     history = _fit(network, loss, images, one_hot, targets, recipe, workdir / "fits" / key, progress)
     _write(model, network, {"classifier.tflite": classifier_tflite(network)}, images.wanted, recipe, history)
@@ -103,19 +108,18 @@ def _fit(
 ) -> dict[str, list[float]]:
     from twophase.training.image_generator import ImageGenerator
 
-    generator = ImageGenerator()
-
-    def batches(split: str, shuffle: bool) -> "ImageSequence":
+    def batches(split: str, augment: Augment | None) -> "ImageSequence":
         rows = images.rows(split)
         if len(np.unique(kind_of_row[rows])) < 2:
             raise TwoPhaseError(
-                f"the {split} split has {'clips of one kind only' if len(rows) else 'no clips'}; both wanted and unwanted "
-                "clips are needed there: add clips of other recordings, or give a split column"
+                f"the {split} split has {'clips of one kind only' if len(rows) else 'no clips'}; both wanted and "
+                "unwanted clips are needed there: add clips of other recordings, or give a split column"
             )
         weights = _weights(images.clip_of_row[rows], kind_of_row[rows])
-        return generator.flow(images.subset(rows), targets[rows], BATCH, shuffle, weights, recipe.seed)
+        generator = ImageGenerator(augment=augment)
+        return generator.flow(images.subset(rows), targets[rows], BATCH, augment is not None, weights, recipe.seed)
 
-    return fit(network, loss, batches("train", True), batches(SPLITS[1], False), recipe, state, progress)
+    return fit(network, loss, batches(SPLITS[0], AUGMENT), batches(SPLITS[1], None), recipe, state, progress)
 
 
 def _weights(clip: NDArray[np.int32], kind: NDArray[np.int32]) -> NDArray[np.float32]:
@@ -127,7 +131,7 @@ def _weights(clip: NDArray[np.int32], kind: NDArray[np.int32]) -> NDArray[np.flo
 
 
 def _key(what: str, images: ImageSet, recipe: Recipe) -> str:
-    return f"{what.split('-')[0]}-{digest_of([what, images.digest, asdict(recipe)])[:16]}"
+    return f"{what.split('-')[0]}-{digest_of([what, images.digest, asdict(recipe), asdict(AUGMENT)])[:16]}"
 
 
 def _write(
