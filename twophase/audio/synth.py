@@ -117,7 +117,7 @@ OTHER_LABELS: tuple[str, ...] = tuple(_EVERYDAY)
 ALL_LABELS: tuple[str, ...] = LABELS + EXTRA_LABELS + OTHER_LABELS
 """Every label that can be rendered."""
 
-_BUCKETS = 12  # groups of one everyday recipe, and tunings of one drum
+_BUCKETS = 24  # groups of one everyday recipe, and tunings of one drum
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def _play(voices: tuple[_Voice, ...], rng: _Rng) -> tuple[Floats, str]:
     group = f"{voice.program}.{key}"
     if voice.style == "drum":
         tuning = int(rng.integers(_BUCKETS))
-        cents = (tuning - _BUCKETS / 2 + rng.random()) * 70.0
+        cents = (tuning - _BUCKETS / 2 + rng.random()) * 35.0
         strike = (DRUMS, voice.program, key, 1.2, rng.uniform(0.5, 2.0), 0.0)
         pcm = _mix([(at, loud, strike) for at, loud in _rhythm(rng)])
         group += f"-{tuning}"
