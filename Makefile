@@ -1,6 +1,6 @@
 # Everything this project does on one machine. `make run` and `make test` set up what they need first.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint lock compile bench test-faults clean
+.PHONY: help setup run test lint lock compile docs bench test-faults clean
 
 PYTHON ?= python3.11
 BIN := .venv/bin
@@ -35,6 +35,9 @@ lint: setup  ## formatting, style, types, who may import whom
 
 compile: setup  ## write compiled/ from the pipelines
 	$(BIN)/twophase compile
+
+docs: setup  ## write docs/cli.md from the command line itself
+	$(BIN)/python -m typer twophase.cli utils docs --name twophase --output docs/cli.md
 
 bench: setup  ## every benchmark, with docs/benchmarks.md's figures (long)
 	$(BIN)/twophase bench $(ARGS)

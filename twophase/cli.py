@@ -40,13 +40,13 @@ for name, sub in (
     app.add_typer(sub, name=name)
 
 Data = Annotated[
-    str, typer.Option("--data", help="A folder of label/clip files, or a labels.csv. [default: rendered clips]")
+    str, typer.Option("--data", help="A folder of label/clip files, or a labels.csv. Default: rendered clips.")
 ]
 DataDir = Annotated[Path, typer.Option("--data", help="A folder of label/clip files, or a labels.csv.")]
 Wanted = Annotated[
     str,
     typer.Option(
-        help="Labels that the gate lets through: a file, one a line, or LABEL,LABEL. [default: wanted.txt of the data]"
+        help="Labels that the gate lets through: a file, one a line, or LABEL,LABEL. Default: wanted.txt of the data."
     ),
 ]
 Workdir = Annotated[Path, typer.Option(help="Where everything is kept; a second run there pays only for what is new.")]
@@ -69,11 +69,11 @@ Region = Annotated[str, typer.Option(envvar="TWOPHASE_REGION", help="Google Clou
 ApiEndpoint = Annotated[
     str,
     typer.Option(
-        envvar="TWOPHASE_API_ENDPOINT", help="Address of Vertex AI's API. [default: the platform on this machine]"
+        envvar="TWOPHASE_API_ENDPOINT", help="Address of Vertex AI's API. Default: the platform on this machine."
     ),
 ]
 Home = Annotated[
-    Path | None, typer.Option(help="The platform's folder. [default: TWOPHASE_HOME, or the user's data folder]")
+    Path | None, typer.Option(help="The platform's folder. Default: TWOPHASE_HOME, or the user's data folder.")
 ]
 Release = Annotated[Path, typer.Argument(help="A release folder.", metavar="RELEASE")]
 
@@ -268,7 +268,7 @@ def release_check(release: Release) -> None:
 @local_app.command("up")
 def local_up(
     home: Home = None,
-    port: Annotated[int | None, typer.Option(help="[default: the one it had last time, or any free one]")] = None,
+    port: Annotated[int | None, typer.Option(help="Default: the one it had last time, or any free one.")] = None,
     bucket: Annotated[list[str] | None, typer.Option(help="Map gs://NAME/ to a folder: NAME=DIR (repeat it).")] = None,
 ) -> None:
     """Start the platform in the background."""
