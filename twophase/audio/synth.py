@@ -9,7 +9,7 @@ neither room, noise, level nor length tells them apart.
       wanted.txt                       the instrument labels, one a line
       labels.csv                       fname,label,manually_verified,group; written last
 
-The folder appears whole or not at all: a crash leaves a `.tmp-*` beside it, which the next writer of it removes.
+The folder appears whole or not at all: a crash leaves a `.tmp-*` beside it, which nothing reads.
 """
 
 import csv
