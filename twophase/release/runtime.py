@@ -26,9 +26,13 @@ class Gate:
         return np.fromiter((self._net(w[None])[0, 0] for w in windows), np.float32, len(windows))
 
     def clip_score(self, pcm: Floats) -> float:
-        """A clip's score: the highest of its audible windows, as a listening device meets them."""
+        """A clip's score: the mean logit of its audible windows.
+
+        Not the highest: a long clip would have more chances to be let through by mistake. On real recordings the mean
+        stops 84 % of what is not wanted at 99 % recall where the highest stops 74 % (docs/models.md).
+        """
         windows = cut(pcm)
-        return float(self.scores(windows[audible(windows)]).max())
+        return float(self.scores(windows[audible(windows)]).mean())
 
 
 class Classifier:

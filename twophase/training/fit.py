@@ -15,13 +15,14 @@ thread count: same weights (`enable_op_determinism`).
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from twophase.files import read_json, replacing, write_json
+from twophase.training.augment import Augment
 
 if TYPE_CHECKING:
     import keras
@@ -43,6 +44,8 @@ class Recipe:
     patience: int = 12
     """Epochs without a better validation loss after which fitting stops."""
     seed: int = 0
+    augment: Augment = field(default_factory=Augment)
+    """What the training images go through."""
 
     def epochs(self, batches: int) -> int:
         """How many epochs of so many batches to plan."""

@@ -33,14 +33,18 @@ if TYPE_CHECKING:
 
 BATCH = 64
 
-AUGMENT = Augment(warp_semitones=2.5, shift_frames=8, time_masks=2, time_mask_frames=6, freq_masks=2, freq_mask_mels=6)
-"""What both models' training images go through; docs/models.md says what each part gives."""
-
 
 def recipe(kind: str, quick: bool, seed: int) -> Recipe:
-    """The default recipe of `gate` or `classifier`; a quick one shows that all works, not what is possible."""
-    steps = {"gate": (300, 1200), "classifier": (600, 2400)}[kind][not quick]
-    return Recipe(steps=steps, seed=seed)
+    """The default recipe of `gate` or `classifier`; a quick one shows that all works, not what is possible.
+
+    docs/models.md says what each part gives.
+    """
+    if kind == "gate":
+        return Recipe(300 if quick else 800, learning_rate=2e-3, weight_decay=1e-4, seed=seed)
+    augment = Augment(
+        warp_semitones=2.5, shift_frames=8, time_masks=2, time_mask_frames=6, freq_masks=2, freq_mask_mels=6
+    )
+    return Recipe(600 if quick else 2400, learning_rate=3e-3, weight_decay=0.05, seed=seed, augment=augment)
 
 
 def train_gate(images: ImageSet, workdir: Path, recipe: Recipe, progress: Progress = lambda *_: None) -> Path:
@@ -119,7 +123,7 @@ def _fit(
         generator = ImageGenerator(augment=augment)
         return generator.flow(images.subset(rows), targets[rows], BATCH, augment is not None, weights, recipe.seed)
 
-    return fit(network, loss, batches(SPLITS[0], AUGMENT), batches(SPLITS[1], None), recipe, state, progress)
+    return fit(network, loss, batches(SPLITS[0], recipe.augment), batches(SPLITS[1], None), recipe, state, progress)
 
 
 def _weights(clip: NDArray[np.int32], kind: NDArray[np.int32]) -> NDArray[np.float32]:
@@ -131,7 +135,7 @@ def _weights(clip: NDArray[np.int32], kind: NDArray[np.int32]) -> NDArray[np.flo
 
 
 def _key(what: str, images: ImageSet, recipe: Recipe) -> str:
-    return f"{what.split('-')[0]}-{digest_of([what, images.digest, asdict(recipe), asdict(AUGMENT)])[:16]}"
+    return f"{what.split('-')[0]}-{digest_of([what, images.digest, asdict(recipe)])[:16]}"
 
 
 def _write(
