@@ -20,6 +20,7 @@ from twophase.audio.decode import BadClip, decode
 from twophase.audio.frontend import Floats
 from twophase.files import replacing
 from twophase.release.runtime import Classifier, Gate
+from twophase.training.conditions import Field
 
 Report = Callable[[int], object]
 """Called with the number of clips that were just finished."""
@@ -67,15 +68,17 @@ def ask(
     names: Sequence[str],
     clips: Sequence[Clip],
     report: Report = lambda n: None,
+    condition: str = "clean",
 ) -> Answers:
-    """Ask both exported models about every clip, on all cores."""
+    """Ask both exported models about every clip, as heard under a condition (see conditions.py), on all cores."""
     local = threading.local()
+    heard = Field(condition, clips, names[:-1])
 
     def answer(clip: Clip) -> tuple[float, Floats] | str:
         if not hasattr(local, "pair"):
             local.pair = Gate(gate), Classifier(classifier)
         try:
-            pcm = decode(Path(clip.path), clip.name)
+            pcm = heard(clip, decode(Path(clip.path), clip.name))
         except BadClip as error:
             return error.reason
         return local.pair[0].clip_score(pcm), local.pair[1].clip_probabilities(pcm)

@@ -1,0 +1,80 @@
+"""Field conditions: what the same clips sound like as devices hear them.
+
+    clean      the clip as it is
+    channel    through one 8 kHz mono channel and back, so that no source is told by its bandwidth
+    mixed      wanted clips over an unwanted one of the same split at 0, 10 or 20 dB, then all through the channel
+
+Which background, which stretch of it and which ratio a clip gets follows from the digest of its content, so the
+figures of two releases rest on the same sounds. Backgrounds come from the clips that are being evaluated, never from
+others: what training mixes in and what tests are mixed with have no clip in common. Reads backgrounds from disk; writes
+nothing.
+"""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+import soxr
+
+from twophase.audio.dataset import Clip
+from twophase.audio.decode import BadClip, decode
+from twophase.audio.frontend import SAMPLE_RATE, Floats
+from twophase.audio.windows import audible, cut
+
+CONDITIONS = ("clean", "channel", "mixed")
+SNRS_DB = (0, 10, 20)
+"""Mean power of a clip over that of its background, both over their audible windows."""
+
+
+class Field:
+    """One condition over some clips. Safe to call from many threads."""
+
+    def __init__(self, condition: str, clips: Sequence[Clip], wanted: Collection[str]) -> None:
+        self._condition, self._wanted = condition, frozenset(wanted)
+        self._backgrounds: dict[str, list[Clip]] = {}
+        for clip in sorted(clips, key=lambda c: c.sha256):
+            if clip.label not in self._wanted:
+                self._backgrounds.setdefault(clip.split, []).append(clip)
+
+    def __call__(self, clip: Clip, pcm: Floats) -> Floats:
+        """What is heard of a decoded clip: float32 [n] -> float32 [n], 16 kHz."""
+        if self._condition == "clean":
+            return pcm
+        if self._condition == "mixed" and clip.label in self._wanted:
+            pcm = self._over_background(clip, pcm)
+        return channel(pcm)
+
+    def _over_background(self, clip: Clip, pcm: Floats) -> Floats:
+        choices = self._backgrounds.get(clip.split, ())
+        if not choices:
+            return pcm
+        rng = np.random.default_rng(int(clip.sha256[:15], 16))
+        chosen = choices[rng.integers(len(choices))]
+        try:
+            background = decode(Path(chosen.path), chosen.name)
+        except BadClip:  # named as bad in its own turn
+            return pcm
+        start, snr_db = rng.integers(len(background)), SNRS_DB[rng.integers(len(SNRS_DB))]
+        background = np.resize(np.roll(background, -start), len(pcm))
+        return mix(pcm, background, snr_db)
+
+
+def channel(pcm: Floats) -> Floats:
+    """Through 8 kHz and back: float32 [n] at 16 kHz -> the same."""
+    narrow = soxr.resample(soxr.resample(pcm, SAMPLE_RATE, 8000), 8000, SAMPLE_RATE)
+    out = np.zeros(len(pcm), np.float32)
+    out[: len(narrow)] = narrow[: len(pcm)]
+    return out
+
+
+def mix(pcm: Floats, background: Floats, snr_db: float) -> Floats:
+    """A clip over a background of the same length at this ratio: float32 [n] -> float32 [n]."""
+    behind = _power(background)
+    if behind == 0.0:
+        return pcm
+    return pcm + background * np.float32(np.sqrt(_power(pcm) / behind * 10.0 ** (-snr_db / 10.0)))
+
+
+def _power(pcm: Floats) -> float:
+    windows = cut(pcm)
+    return float(np.mean(np.square(windows[audible(windows)])))
