@@ -29,6 +29,7 @@ from twophase.local.live import Live
 from twophase.local.ml import OldPlatform
 from twophase.local.models import Models
 from twophase.local.operations import Operations
+from twophase.local.pipelines import Pipelines
 from twophase.local.storage import Storage
 from twophase.local.store import Store
 from twophase.serving.asgi import Receive, Scope, Send, header, read_body, respond
@@ -64,7 +65,8 @@ class Platform:
         self._control = ThreadPoolExecutor(1, "control")
         self._jobs = BatchJobs(self._store, models, artifacts, folders, home / "batch", self._control.submit)
         endpoints = Endpoints(self._store, models, self._live)
-        services = (models, endpoints, self._jobs, Operations(self._store))
+        self._pipelines = Pipelines(self._store, folders, home / "pipelines", self._control.submit)
+        services = (models, endpoints, self._jobs, self._pipelines, Operations(self._store))
         self._methods = {
             name: method for service in services for name in dir(service) if callable(method := getattr(service, name))
         }
@@ -73,6 +75,7 @@ class Platform:
 
     def close(self) -> None:
         """Let the change under way end, then release the files."""
+        self._pipelines.close()
         self._jobs.close()
         self._control.shutdown()
         self._store.close()

@@ -1,0 +1,93 @@
+"""Pipeline jobs by the official SDK: submit, wait, tasks, failure, cancel, an id that repeats."""
+
+from pathlib import Path
+
+import pytest
+from google.api_core import exceptions
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import aiplatform
+from kfp import compiler, dsl
+
+from twophase.local.process import Address
+
+
+@dsl.component(base_image="python:3.11", install_kfp_package=False)
+def add(a: int, b: int) -> int:
+    if b < 0:
+        raise ValueError("b is negative")
+    return a + b
+
+
+@dsl.component(base_image="python:3.11", install_kfp_package=False)
+def wait(started: str) -> str:
+    import pathlib
+    import time
+
+    pathlib.Path(started).touch()
+    time.sleep(600)
+    return started
+
+
+@dsl.pipeline(name="sums")
+def sums(a: int, b: int = 2) -> int:
+    first = add(a=a, b=b)
+    return add(a=first.output, b=1).output
+
+
+@dsl.pipeline(name="waits")
+def waits(started: str):
+    wait(started=started)
+
+
+@pytest.fixture
+def sdk(platform: Address) -> None:
+    aiplatform.init(
+        project="p",
+        location="us-central1",
+        api_endpoint=platform.url,
+        api_transport="rest",
+        credentials=AnonymousCredentials(),
+        staging_bucket="gs://twophase",
+    )
+
+
+def job(tmp_path: Path, pipeline: object, job_id: str, **values: object) -> aiplatform.PipelineJob:
+    spec = tmp_path / f"{job_id}.yaml"
+    compiler.Compiler().compile(pipeline, str(spec))
+    return aiplatform.PipelineJob(
+        display_name=job_id,
+        template_path=str(spec),
+        job_id=job_id,
+        pipeline_root="gs://twophase/root",
+        parameter_values=values,
+    )
+
+
+@pytest.mark.usefixtures("sdk")
+def test_submit_and_wait(tmp_path: Path, home: Path) -> None:
+    run = job(tmp_path, sums, "good-1", a=1)
+    run.submit()
+    run.wait()
+    assert run.state.name == "PIPELINE_STATE_SUCCEEDED"
+    assert [(t.task_name, t.state.name) for t in run.task_details] == [("add", "SUCCEEDED"), ("add-2", "SUCCEEDED")]
+    assert any((home / "buckets" / "twophase" / "root").iterdir())
+    with pytest.raises(exceptions.Conflict, match="already exists"):
+        job(tmp_path, sums, "good-1", a=1).submit()
+
+    bad = job(tmp_path, sums, "bad-1", a=1, b=-1)
+    bad.submit()
+    with pytest.raises(RuntimeError, match="add"):
+        bad.wait()
+    assert [j.name for j in aiplatform.PipelineJob.list(filter='display_name="good-1"')] == [run.name]
+    run.delete()
+
+
+@pytest.mark.usefixtures("sdk")
+def test_cancel(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    run = job(tmp_path, waits, "long-1", started=str(started))
+    run.submit()
+    while not started.exists():
+        assert run.state.name in ("PIPELINE_STATE_PENDING", "PIPELINE_STATE_RUNNING")
+    run.cancel()
+    assert run.state.name == "PIPELINE_STATE_CANCELLED"
