@@ -1,6 +1,7 @@
 """What people see while they wait and when it is done: bars, tables, on standard error unless it is a result."""
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 from rich.console import Console
@@ -10,8 +11,11 @@ from rich.table import Table
 from twophase.progress import Event
 
 
+_QUIET_S = 10.0
+
+
 class Steps:
-    """A bar for every step of a run, drawn as its events come in; a line a step where there is no terminal."""
+    """A bar for every step of a run, drawn as its events come in; a line now and then where there is no terminal."""
 
     def __init__(self) -> None:
         self._console = Console(file=sys.stderr)
@@ -23,7 +27,7 @@ class Steps:
             console=self._console,
         )
         self._tasks: dict[str, TaskID] = {}
-        self._noted: set[str] = set()
+        self._said = ("", 0.0)
 
     def __enter__(self) -> "Steps":
         if self._console.is_terminal:
@@ -37,9 +41,12 @@ class Steps:
         """Draw an event."""
         note = event.error or event.note
         if not self._console.is_terminal:
-            if event.error or event.values or event.step not in self._noted:
-                self._noted.add(event.step)
-                self._console.print(f"{event.step}: {note or '...'}", markup=False, highlight=False, soft_wrap=True)
+            step, when = self._said
+            if event.error or event.values or event.step != step or time.monotonic() - when > _QUIET_S:
+                self._said = (event.step, time.monotonic())
+                where = f"{event.done} of {event.total}" if event.total > 1 else ""
+                words = ", ".join(filter(None, (where, note))) or "..."
+                self._console.print(f"{event.step}: {words}", markup=False, highlight=False, soft_wrap=True)
             return
         if event.step not in self._tasks:
             for task in self._tasks.values():

@@ -1,10 +1,12 @@
 """Files that are whole or absent: written aside, synced, renamed; and the digests that prove it.
 
-A crash leaves at most a `.tmp-*` beside the target, which nothing reads and the next writer of that target removes.
+A crash leaves at most a `.tmp-<process>-<name>` beside the target, which nothing reads and which the next writer of
+that target removes, once its process is gone.
 """
 
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -37,7 +39,7 @@ def digest_of(value: JSON) -> str:
 def replacing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """A file that takes `path`'s place, synced, when the block ends well, and is gone when it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    aside = _aside(path)
     try:
         with aside.open(mode) as file:
             yield file
@@ -74,8 +76,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise TwoPhaseError(f"{path}: already exists and is not an empty folder; give a new one")
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    shutil.rmtree(aside, ignore_errors=True)
+    aside = _aside(path)
     try:
         aside.mkdir()
         yield aside
@@ -86,6 +87,15 @@ def new_directory(path: Path) -> Iterator[Path]:
         raise disk_error(path, error) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(path: Path) -> Path:
+    """Where this process writes what becomes `path`; what dead processes left there is removed."""
+    for left in path.parent.glob(f".tmp-*-{glob.escape(path.name)}"):
+        process = left.name.split("-")[1]
+        if process == str(os.getpid()) or not Path(f"/proc/{process}").exists():
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    return path.with_name(f".tmp-{os.getpid()}-{path.name}")
 
 
 def sync(directory: Path) -> None:
