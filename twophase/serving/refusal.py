@@ -25,7 +25,7 @@ STATUS = {
 """The canonical status that goes with an HTTP code where nothing more exact is known (google/rpc/code.proto)."""
 
 
-class Refusal(TwoPhaseError):  # noqa: N818 - it is an answer, not a failure
+class Refusal(TwoPhaseError):
     """A request that is not answered: an HTTP code, a canonical status, a message."""
 
     def __init__(self, code: int, message: str, status: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The serving program: one release, one process, any cloud's contract, told by the environment.
+"""The serving program: one release, a process a core, any cloud's contract, told by the environment.
 
 Port: `SAGEMAKER_BIND_TO_PORT`, `AIP_HTTP_PORT`, `PORT`, else 8080. Release: `TWOPHASE_MODEL`, `AZUREML_MODEL_DIR`,
 `AIP_STORAGE_URI`, else `/mnt/models` or `/opt/ml/model`, whichever is there. The port is opened after the release has
@@ -42,12 +42,19 @@ def release_of(environment: Mapping[str, str]) -> Path:
 
 def serve(release: Path, port: int, host: str = "0.0.0.0") -> None:  # a container's server is reached from outside
     """Answer until SIGTERM or SIGINT. Raises when the release may not be served, or the port is taken."""
-    import uvicorn
+    from twophase.serving import workers
 
     app = App(Predictor(release), *routes_of(os.environ))
-    config = uvicorn.Config(app, **options(), host=host, port=port)
-    with listening(host, port) as socket:
-        uvicorn.Server(config).run(sockets=[socket])
+    with listening(host, port) as listener:
+        workers.run(app, listener, workers_of(os.environ), options())
+
+
+def workers_of(environment: Mapping[str, str]) -> int:
+    """How many processes answer: `TWOPHASE_WORKERS`, else one a core. Raises `UsageError` when that is no count."""
+    value = environment.get("TWOPHASE_WORKERS") or str(len(os.sched_getaffinity(0)))
+    if not value.isdecimal() or not 0 < int(value) <= 256:
+        raise UsageError(f"TWOPHASE_WORKERS={value}: is no number of processes; give 1 to 256")
+    return int(value)
 
 
 def routes_of(environment: Mapping[str, str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

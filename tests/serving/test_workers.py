@@ -1,0 +1,90 @@
+"""The serving program as a process: several workers, an even spread, drains, replacements, no orphans."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from twophase.serving.server import listening
+
+BODY = {"instances": [[[0] * 64] * 61]}
+
+
+@pytest.fixture
+def program(release: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    with listening("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    environment = {**os.environ, "TWOPHASE_MODEL": str(release), "AIP_HTTP_PORT": str(port), "TWOPHASE_WORKERS": "2"}
+    process = subprocess.Popen([sys.executable, "-m", "twophase.serving", "serve"], env=environment)
+    url = f"http://127.0.0.1:{port}"
+    while process.poll() is None:
+        try:
+            httpx.get(f"{url}/healthz")
+            break
+        except httpx.ConnectError:
+            time.sleep(0.02)
+    yield process, url
+    process.kill()
+    process.wait()
+
+
+def children(pid: int) -> list[int]:
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def connections(pid: int) -> int:
+    return sum("socket:" in str(f.readlink()) for f in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_connections_are_spread_evenly_and_a_dead_worker_is_replaced(program: tuple) -> None:
+    process, url = program
+    before = [connections(pid) for pid in children(process.pid)]
+    clients = [httpx.Client(base_url=url) for _ in range(8)]
+    for client in clients:
+        assert client.post("/predict", json=BODY).status_code == 200
+    after = [connections(pid) for pid in children(process.pid)]
+    assert abs((after[0] - before[0]) - (after[1] - before[1])) <= 1
+    for client in clients:
+        client.close()
+    killed = children(process.pid)[0]
+    os.kill(killed, signal.SIGKILL)
+    while alive(killed):
+        time.sleep(0.01)
+    assert [httpx.post(f"{url}/predict", json=BODY).status_code for _ in range(4)] == [200] * 4
+    assert len(children(process.pid)) == 2
+
+
+def test_sigterm_ends_every_process_well(program: tuple) -> None:
+    process, _ = program
+    workers = children(process.pid)
+    process.terminate()
+    assert process.wait(timeout=30) == 0
+    assert not any(map(alive, workers))
+
+
+def test_workers_do_not_outlive_a_killed_parent(program: tuple) -> None:
+    process, _ = program
+    workers = children(process.pid)
+    process.kill()
+    while any(map(alive, workers)):
+        time.sleep(0.01)
+
+
+def test_what_cannot_be_served_is_said(tmp_path: Path) -> None:
+    environment = {**os.environ, "TWOPHASE_MODEL": str(tmp_path)}
+    ran = subprocess.run([sys.executable, "-m", "twophase.serving"], env=environment, capture_output=True, check=False)
+    assert ran.returncode == 2
+    assert b"holds no release" in ran.stderr
