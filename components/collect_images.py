@@ -1,4 +1,4 @@
-"""Step 4: the packs of all shards become one image set."""
+"""Step 4: what came of all shards becomes one image set."""
 
 from kfp.dsl import Dataset, Input, Output, component
 
@@ -9,12 +9,12 @@ from components import IMAGE
 def collect_images(
     clips: Input[Dataset],
     shards: list,  # type: ignore[type-arg]  # kfp reads `list`
-    packs: list,  # type: ignore[type-arg]
+    made: list,  # type: ignore[type-arg]
     on_bad_clip: str,
     workdir: str,
     images: Output[Dataset],
 ) -> None:
-    """Join packs into an image set; clips that cannot be used are named, or fail the run."""
+    """Join shards into an image set; clips that cannot be used are named, or fail the run."""
     from pathlib import Path
 
     from twophase.audio import dataset
@@ -23,7 +23,7 @@ def collect_images(
 
     with step("collect images") as say:
         wanted = dataset.read(Path(clips.path)).wanted
-        found = collect([Path(p) for p in packs], [Path(s) for s in shards], wanted, Path(workdir) / "set", on_bad_clip)
+        found = collect([Path(m) for m in made], [Path(s) for s in shards], wanted, Path(workdir) / "set", on_bad_clip)
         images.uri = str(Path(workdir) / "set")
         images.metadata.update(digest=found.digest, images=len(found), clips=len(found.clips), left_out=len(found.bad))
         say.result(

@@ -7,13 +7,13 @@ from components import IMAGE
 
 @component(base_image=IMAGE, install_kfp_package=False)
 def make_images(shard: str, workdir: str) -> str:
-    """Make the pack of a shard, decoding only clips that no pack has; return where it is."""
+    """See that packs hold a shard's images, decoding only clips that none has; return where they are listed."""
     from pathlib import Path
 
-    from twophase.audio import dataset, images
+    from twophase.audio import images
     from twophase.progress import step
 
     with step("make images") as say:
-        clips = list(dataset.read_clips(Path(shard)))
-        pack = images.make_pack(Path(workdir) / "images", clips, lambda n: say.advance(n, len(clips)))
-    return str(pack)
+        total = sum(1 for _ in images.read_clips(Path(shard)))
+        made = images.make_shard(Path(workdir) / "images", Path(shard), lambda n: say.advance(n, total))
+    return str(made)

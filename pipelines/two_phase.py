@@ -45,11 +45,11 @@ def two_phase(
     clips = generate_data(data=data, wanted=wanted, workdir=workdir, synth_per_label=synth_per_label, seed=seed)
     shards = plan_shards(clips=clips.outputs["clips"], workdir=workdir)
     with dsl.ParallelFor(shards.output) as shard:
-        packs = make_images(shard=shard, workdir=workdir)
+        made = make_images(shard=shard, workdir=workdir)
     images = collect_images(
         clips=clips.outputs["clips"],
         shards=shards.output,
-        packs=dsl.Collected(packs.output),
+        made=dsl.Collected(made.output),
         on_bad_clip=on_bad_clip,
         workdir=workdir,
     ).outputs["images"]

@@ -17,7 +17,7 @@ A dataset that was read once is kept as a folder:
 import csv
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -102,7 +102,9 @@ def find_clips(source: Path) -> tuple[list[Clip], list[tuple[str, str]]]:
             f"{source}: has no clips; a folder of label/clip files ({', '.join(SUFFIXES)}) or a labels.csv is accepted"
         )
     clips = _by_content(rows, skipped)
-    check_splits(clips)
+    sides = Sides()
+    for clip in clips:
+        sides.add(clip)
     return _without_duplicates(clips, skipped), skipped
 
 
@@ -113,20 +115,24 @@ def parse_wanted(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in lines if line.strip())
 
 
-def check_splits(clips: Iterable[Clip]) -> None:
-    """Raise `TwoPhaseError` when one clip or one group stands on two sides of the split."""
-    sides: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
-    for clip in clips:
-        sides["clip", clip.sha256].setdefault(clip.split, clip.name)
-        sides["group", clip.group].setdefault(clip.split, clip.name)
-    for (kind, value), names in sides.items():
-        if len(names) > 1:
-            where = ", ".join(f"{name} in {split}" for split, name in names.items())
-            what = "the same sound" if kind == "clip" else f"group {value!r}"
-            raise TwoPhaseError(
-                f"{what} stands on more than one side of the split: {where}; "
-                "a clip or group belongs to one side, correct the split or group column"
-            )
+class Sides:
+    """Watches that no clip and no group stands on two sides of the split, one clip at a time."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[str, str]] = {}
+
+    def add(self, clip: Clip) -> None:
+        """Raise `TwoPhaseError` when this clip or its group was added on another side."""
+        for what, key in (("the same sound", clip.sha256), (f"group {clip.group!r}", f"group {clip.group}")):
+            if what != "the same sound" and clip.group == clip.sha256:
+                continue  # a clip that is its own group is watched already
+            name, split = self._seen.setdefault(key, (clip.name, clip.split))
+            if split != clip.split:
+                where = f"{name} in {split}, {clip.name} in {clip.split}"
+                raise TwoPhaseError(
+                    f"{what} stands on more than one side of the split: {where}; "
+                    "a clip or group belongs to one side, correct the split or group column"
+                )
 
 
 def write(folder: Path, dataset: Dataset) -> None:

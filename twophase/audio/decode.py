@@ -114,6 +114,6 @@ def _check_length(data: bytes, label: str) -> None:
         if kind == b"data":
             held = len(data) - at - 8
             if held < size < 0xFFFFFF00:
-                raise BadClip(label, f"promises {size} bytes of sound and holds {held}; it was cut short, copy it again")
+                raise BadClip(label, f"promises {size} bytes of sound, holds {held}; it was cut short, copy it again")
             return
         at += 8 + size + size % 2

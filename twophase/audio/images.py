@@ -1,20 +1,20 @@
-"""The image store: every clip's images once, keyed by what the clip holds and by the front end.
+"""The image set: the images of one dataset with the clip, label and split of each, joined from its shards' packs.
 
-    STORE/<front end>/<pack>.npy     uint8 [rows, frames, mels], memory-mapped by readers
-    STORE/<front end>/<pack>.jsonl   one line a clip: digest, first row, rows, seconds, peak; or why it has none
-    SET/clips.jsonl, SET/set.json    an image set: the clips of one dataset with their rows; `set.json` is written last
+    SHARDS/shard-000.jsonl         the clips of a shard: what one `make_images` step is given
+    SHARDS/shard-000.made.json     the packs that hold them: what it gives back
+    SET/clips.jsonl                one line a clip: the clip, its pack and its rows there, in the order of digests
+    SET/set.json                   written last: wanted labels, clips that cannot be used, digests
 
-A pack is named by the clips it holds and never changes, so writing it twice gives the same bytes, two writers cannot
-harm each other, and a crash leaves nothing that is taken for whole: the `.jsonl` comes last and is the pack's word
-that it is there. Images of a clip are looked up across all packs, whatever the pack: a clip is decoded once.
+A clip's shard depends on its content alone, and shards are ranges of digests: one after the other they are in order, so
+neither planning nor collecting holds more than one shard. The packs themselves are `packs.py`'s.
 """
 
-import itertools
+import hashlib
 import json
-import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,36 +22,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twophase.audio.dataset import SPLITS, Clip, Dataset, check_splits, read_clips
-from twophase.audio.decode import BadClip, decode
-from twophase.audio.frontend import FRONT_END, SAMPLE_RATE, Floats, Image
-from twophase.audio.windows import audible, cut
+from twophase.audio import packs
+from twophase.audio.dataset import SPLITS, Clip, Dataset, Sides, read_clips
+from twophase.audio.frontend import FRONT_END, Floats, Image
+from twophase.audio.packs import Entry, open_pack, read_entries
+from twophase.audio.packs import Report as Report
 from twophase.errors import TwoPhaseError
-from twophase.files import digest, digest_of, read_json, replacing, write_json
-
-MAX_ROWS = 64
-"""Most windows of one clip that are kept, evenly spread: a long recording does not outweigh all others."""
+from twophase.files import digest, disk_error, locked, read_json, replacing, write_json
 
 MAX_SHARDS = 256
 """Most shards of a plan: as wide as Kubeflow and Vertex fan out comfortably."""
 
 CLIPS_PER_SHARD = 2_000
 """About how many clips a shard holds until there are `MAX_SHARDS` of them."""
-
-Report = Callable[[int], object]
-"""Called with the number of clips that were just finished."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What a pack knows of one clip. `error` is empty, or says why it has no rows."""
-
-    sha256: str
-    start: int
-    rows: int
-    seconds: float = 0.0
-    peak: float = 0.0
-    error: str = ""
 
 
 def plan(clips: Iterable[Clip], folder: Path, count: int) -> list[Path]:
@@ -64,101 +47,94 @@ def plan(clips: Iterable[Clip], folder: Path, count: int) -> list[Path]:
     while shards < MAX_SHARDS and count > shards * CLIPS_PER_SHARD:
         shards *= 2
     paths = [folder / f"shard-{i:03d}.jsonl" for i in range(shards)]
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [path.open("w", encoding="utf-8") for path in paths]
     try:
-        for clip in clips:
-            files[int(clip.sha256[:8], 16) * shards >> 32].write(json.dumps(asdict(clip)) + "\n")
-    finally:
-        for file in files:
-            file.close()
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("shard-*"):
+            old.unlink()
+        with ExitStack() as stack:
+            files = [stack.enter_context(path.open("w", encoding="utf-8")) for path in paths]
+            for clip in clips:
+                files[int(clip.sha256[:8], 16) * shards >> 32].write(json.dumps(asdict(clip)) + "\n")
+    except OSError as error:
+        raise disk_error(folder, error) from error
     return [path for path in paths if path.stat().st_size]
 
 
-def make_pack(store: Path, clips: Sequence[Clip], report: Report = lambda n: None, workers: int | None = None) -> Path:
-    """Make the pack of these clips, decoding only those that no pack of the store has; return its `.jsonl`.
-
-    A clip that cannot be used is not an error here: its entry says why, and the collection decides.
-    """
-    home = store / FRONT_END.fingerprint
-    name = digest_of(sorted(c.sha256 for c in clips))[:16]
-    done = home / f"{name}.jsonl"
-    if done.is_file():
-        report(len(clips))
-        return done
-    known = _Packs(home)
-    unique = sorted({c.sha256: c for c in clips}.values(), key=lambda c: c.sha256)
-    entries: list[Entry] = []
-    start = 0
-    workers = workers or len(os.sched_getaffinity(0))
-    with (
-        replacing(home / f"{name}.npy") as file,
-        ThreadPoolExecutor(workers) as pool,  # decoding, resampling and the FFT all release the interpreter's lock
-    ):
-        _write_header(file, 0)
-        for clip, (images, entry) in _in_order(pool, unique, lambda c: known.find(c.sha256) or _images(c), workers * 4):
-            entries.append(Entry(clip.sha256, start, len(images), entry.seconds, entry.peak, entry.error))
-            start += len(images)
-            file.write(images.tobytes())
-            report(1)
-        file.seek(0)
-        _write_header(file, start)
-    with replacing(done, "w") as file:
-        file.writelines(json.dumps(asdict(e)) + "\n" for e in entries)
-    return done
+def make_shard(store: Path, shard: Path, report: Report = lambda n: None, workers: int | None = None) -> Path:
+    """Make the images of a shard's clips, decoding only those that no pack has; return where the result is said."""
+    made = packs.make(store, list(read_clips(shard)), report, workers)
+    result = shard.with_suffix(".made.json")
+    write_json(result, {"packs": [str(p) for p in made.packs], "gone": made.gone})
+    return result
 
 
 def make_all(workdir: Path, dataset: Dataset, on_bad_clip: str, progress: Callable[[int, int], object]) -> "ImageSet":
     """Plan, make and collect in this process: what the pipeline's steps do for one dataset."""
-    shards = plan(dataset.clips, workdir / "shards", len(dataset.clips))
-    done = itertools.count(1)
-    packs = [
-        make_pack(workdir / "images", list(read_clips(shard)), lambda n: progress(next(done), len(dataset.clips)))
-        for shard in shards
-    ]
-    return collect(packs, shards, dataset.wanted, workdir / "set", on_bad_clip)
+    finished = 0
+
+    def report(n: int) -> None:
+        nonlocal finished
+        finished += n
+        progress(finished, len(dataset.clips))
+
+    with locked(workdir, "this workdir"):
+        shards = plan(dataset.clips, workdir / "shards", len(dataset.clips))
+        made = [make_shard(workdir / "images", shard, report) for shard in shards]
+        return collect(made, shards, dataset.wanted, workdir / "set", on_bad_clip)
 
 
 def collect(
-    packs: Sequence[Path], shards: Sequence[Path], wanted: Sequence[str], folder: Path, on_bad_clip: str
+    made: Sequence[Path], shards: Sequence[Path], wanted: Sequence[str], folder: Path, on_bad_clip: str
 ) -> "ImageSet":
-    """Join packs and shard manifests into an image set at `folder`; return it.
+    """Join what came of the shards into an image set at `folder`; return it. Packs that it does not use are deleted.
 
     `on_bad_clip` is `skip` (bad clips are named in the set) or `fail`. Raises `TwoPhaseError` for bad clips under
     `fail`, for a clip no pack has, for a label without enough usable clips, and for clips on both sides of the split.
     """
-    by_clip = {e.sha256: (pack.stem, e) for pack in packs for e in read_entries(pack)}
-    clips = sorted((c for shard in shards for c in read_clips(shard)), key=lambda c: c.sha256)
-    check_splits(clips)
+    sides, labels, identity = Sides(), _Labels(wanted), hashlib.sha256()
     bad: list[tuple[str, str]] = []
-    lines: list[dict[str, Any]] = []
-    for clip in clips:
-        if clip.sha256 not in by_clip:
-            raise TwoPhaseError(f"{clip.name}: no pack holds its images; run the step that makes images again")
-        pack, entry = by_clip[clip.sha256]
-        if entry.error:
-            bad.append((clip.name, entry.error))
-        else:
-            lines.append(
-                {**asdict(clip), "pack": pack, "start": entry.start, "rows": entry.rows, "seconds": entry.seconds}
-            )
-    if bad and on_bad_clip == "fail":
-        listed = "\n".join(f"  {name}: {reason}" for name, reason in bad[:20])
-        raise TwoPhaseError(f"{len(bad)} clips cannot be used (--on-bad-clip skip leaves them out):\n{listed}")
-    _check_labels(lines, wanted)
+    used: set[Path] = set()
     with replacing(folder / "clips.jsonl", "w") as file:
-        file.writelines(json.dumps(line) + "\n" for line in lines)
-    home = packs[0].parent
+        for shard, result in sorted(zip(shards, made, strict=True)):
+            for clip, pack, entry in _joined(shard, result):
+                sides.add(clip)
+                if pack is not None:
+                    used.add(pack)
+                if pack is None or entry.error:
+                    bad.append((clip.name, entry.error))
+                    continue
+                labels.add(clip)
+                line = {"pack": pack.stem, "start": entry.start, "rows": entry.rows, "seconds": entry.seconds}
+                file.write(json.dumps({**asdict(clip), **line}) + "\n")
+                identity.update(json.dumps([clip.sha256, clip.label, clip.split, entry.rows]).encode())
+        if bad and on_bad_clip == "fail":
+            listed = "\n".join(f"  {name}: {reason}" for name, reason in bad)
+            raise TwoPhaseError(f"{len(bad)} clips cannot be used (--on-bad-clip skip leaves them out):\n{listed}")
+        labels.check()
+    home = next(iter(used)).parent
+    identity.update(json.dumps(sorted(wanted)).encode())
     header = {
         "front_end": FRONT_END.fingerprint,
         "home": str(home),
         "wanted": list(wanted),
         "bad": bad,
-        "digest": digest_of([[d["sha256"], d["label"], d["split"], d["rows"]] for d in lines] + list(wanted)),
+        "digest": identity.hexdigest(),
         "clips": digest(folder / "clips.jsonl"),
     }
     write_json(folder / "set.json", header)
+    packs.prune(home, {pack.stem for pack in used})
     return ImageSet(folder)
+
+
+def _joined(shard: Path, result: Path) -> Iterator[tuple[Clip, Path | None, Entry]]:
+    """A shard's clips in order, each with its pack and entry; without a pack where it could not be reached."""
+    made = read_json(result, "result of a shard")
+    gone = {sha: Entry(sha, 0, 0, error=reason) for sha, reason in made["gone"]}
+    held = {e.sha256: (Path(p), e) for p in made["packs"] for e in read_entries(Path(p))}
+    for clip in sorted(read_clips(shard), key=lambda c: c.sha256):
+        if clip.sha256 not in held and clip.sha256 not in gone:
+            raise TwoPhaseError(f"{clip.name}: no pack holds its images; run the step that makes images again")
+        yield (clip, *held.get(clip.sha256, (None, gone.get(clip.sha256))))
 
 
 class ImageSet:
@@ -244,96 +220,29 @@ class Rows:
         return self._images.take(self._rows[rows])
 
 
-def open_pack(path: Path) -> Image:
-    """A pack's images, memory-mapped. Raises `TwoPhaseError` when the file is not one."""
-    try:
-        images = np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
-        raise TwoPhaseError(f"{path}: this pack of images cannot be read ({error}); delete it and run again") from None
-    if images.dtype != np.uint8 or images.shape[1:] != FRONT_END.shape:
-        raise TwoPhaseError(
-            f"{path}: holds {images.dtype} {list(images.shape)}, not uint8 images; delete it and run again"
-        )
-    return np.asarray(images)
+class _Labels:
+    """Counts usable clips a label, and how many of them are trained on."""
 
+    def __init__(self, wanted: Sequence[str]) -> None:
+        self._wanted, self._all, self._trained = wanted, Counter[str](), Counter[str]()
 
-def read_entries(pack: Path) -> Iterator[Entry]:
-    """What a pack's `.jsonl` says of its clips."""
-    with pack.open(encoding="utf-8") as file:
-        for line in file:
-            yield Entry(**json.loads(line))
+    def add(self, clip: Clip) -> None:
+        self._all[clip.label] += 1
+        self._trained[clip.label] += clip.split == "train"
 
-
-class _Packs:
-    """Lookup of a clip's images across the finished packs of one front end."""
-
-    def __init__(self, home: Path) -> None:
-        self._where: dict[str, tuple[Path, Entry]] = {}
-        self._open: dict[Path, Image] = {}
-        for pack in sorted(home.glob("*.jsonl")):
-            self._where.update({e.sha256: (pack.with_suffix(".npy"), e) for e in read_entries(pack)})
-
-    def find(self, sha256: str) -> tuple[Image, Entry] | None:
-        found = self._where.get(sha256)
-        if found is None:
-            return None
-        path, entry = found
-        if path not in self._open:
-            self._open[path] = open_pack(path)
-        return self._open[path][entry.start : entry.start + entry.rows], entry
-
-
-def _images(clip: Clip) -> tuple[Image, Entry]:
-    try:
-        pcm = decode(Path(clip.path), clip.name)
-        windows = cut(pcm)
-        heard = np.flatnonzero(audible(windows))
-        if len(heard) > MAX_ROWS:
-            heard = heard[np.linspace(0, len(heard) - 1, MAX_ROWS).astype(np.int64)]
-        images = FRONT_END.images(windows[heard])
-        return images, Entry(clip.sha256, 0, len(images), len(pcm) / SAMPLE_RATE, float(np.abs(pcm).max()))
-    except BadClip as error:
-        return np.empty((0, *FRONT_END.shape), np.uint8), Entry(clip.sha256, 0, 0, error=error.reason)
-
-
-def _in_order(
-    pool: ThreadPoolExecutor, items: Sequence[Clip], work: Callable[[Clip], Any], ahead: int
-) -> Iterator[Any]:
-    """(item, work(item)) in the order of the items, at most `ahead` of them in memory."""
-    waiting = [(item, pool.submit(work, item)) for item in items[:ahead]]
-    waiting.reverse()
-    rest = iter(items[ahead:])
-    while waiting:
-        item, future = waiting.pop()
-        yield item, future.result()
-        for following in rest:
-            waiting.insert(0, (following, pool.submit(work, following)))
-            break
-
-
-def _write_header(file: Any, rows: int) -> None:
-    """A `.npy` header of fixed length (NumPy pads the shape so that it can be rewritten in place)."""
-    np.lib.format.write_array_header_1_0(
-        file, {"descr": "|u1", "fortran_order": False, "shape": (rows, *FRONT_END.shape)}
-    )
-
-
-def _check_labels(lines: Sequence[dict[str, Any]], wanted: Sequence[str]) -> None:
-    usable: dict[str, set[str]] = {}
-    for line in lines:
-        usable.setdefault(line["label"], set()).add(line["sha256"])
-    if not usable:
-        raise TwoPhaseError("no clip of the data can be used; give WAV, FLAC, Ogg or MP3 files with sound in them")
-    for label in sorted({*usable, *wanted}):
-        count = len(usable.get(label, ()))
-        if count < 2:
-            raise TwoPhaseError(
-                f"label {label!r} has {count} usable clip{'s' * (count != 1)}; "
-                "at least 2 from different recordings are needed, and 20 are a sensible start"
-            )
-        trained = {line["sha256"] for line in lines if line["label"] == label and line["split"] == "train"}
-        if not trained:
-            raise TwoPhaseError(
-                f"label {label!r} has no clip in the train split ({count} in all); add clips of other recordings, "
-                "or give a split column"
-            )
+    def check(self) -> None:
+        """Raise `TwoPhaseError` unless every label can be learned."""
+        if not self._all:
+            raise TwoPhaseError("no clip of the data can be used; give WAV, FLAC, Ogg or MP3 files with sound in them")
+        for label in sorted({*self._all, *self._wanted}):
+            count = self._all[label]
+            if count < 2:
+                raise TwoPhaseError(
+                    f"label {label!r} has {count} usable clip{'s' * (count != 1)}; "
+                    "at least 2 from different recordings are needed, and 20 are a sensible start"
+                )
+            if not self._trained[label]:
+                raise TwoPhaseError(
+                    f"label {label!r} has no clip in the train split ({count} in all); add clips of other recordings, "
+                    "or give a split column"
+                )
