@@ -95,7 +95,9 @@ def _plain_wav(data: bytes) -> Floats | None:
 
 def _windows(pcm: Floats) -> Image:
     windows = cut(pcm)
-    return FRONT_END.images(windows[audible(windows)])
+    if len(windows) > 1:  # one alone is the loudest
+        windows = windows[audible(windows)]
+    return FRONT_END.images(windows)
 
 
 def _pcm(pcm: Floats, name: str) -> Image:

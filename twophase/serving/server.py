@@ -73,6 +73,8 @@ def options() -> dict[str, Any]:
         "access_log": False,
         "log_level": "warning",
         "server_header": False,
+        "proxy_headers": False,  # nothing here asks who the client is
+        "ws": "none",
         "timeout_graceful_shutdown": 30,
         "backlog": 2048,
     }
