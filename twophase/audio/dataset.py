@@ -1,8 +1,14 @@
 """Labelled clips: where they are, what they are, and on which side of the split each stands, for ever.
 
-A data folder holds either `label/clip` files or a `labels.csv` (`fname,label,manually_verified[,group][,split]`, the
-columns of FSDKaggle2018) somewhere above the clips, and maybe `wanted.txt`: the labels that the gate lets through, one
-a line. Clips are known by content (sha256), so a renamed file is the same clip and an exact copy is a duplicate.
+A data folder, or a bucket's prefix, holds one of three layouts, and maybe `wanted.txt`: the labels that the gate lets
+through, one a line.
+
+    labels.csv       `fname,label,manually_verified[,group][,split]`, the columns of FSDKaggle2018, above the clips
+    *.tar            WebDataset shards: `key.wav` with `key.cls` or `key.txt` (its label) or `key.json` (`label[,group]
+                     [,split]`) beside it, or `label/key.wav` alone; uncompressed, so that members are read in place
+    label/clip       files in folders
+
+Clips are known by content (sha256), so a renamed file is the same clip and an exact copy is a duplicate.
 
 A clip's split is a fixed hash of its group (of its content where no group is given): 70 % train, 15 % validation,
 15 % test. New clips never move old ones, so a clip that one version was trained on never tests the next. The same clip
@@ -12,16 +18,24 @@ A dataset that was read once is kept as a folder:
 
     clips.jsonl    one clip a line, in the order of their content digests
     dataset.json   wanted labels, and what was left out with the reason why; written last
+
+Digests that were computed once are kept in a file that the caller names, by location and stamp (sources.py), so that a
+second reading opens only what is new.
 """
 
 import csv
+import io
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
+from twophase.audio import sources
 from twophase.audio.decode import SUFFIXES
+from twophase.audio.sources import Found
 from twophase.errors import TwoPhaseError, UsageError
 from twophase.files import digest, read_json, replacing, write_json
 
@@ -33,7 +47,14 @@ _ALIASES = {
     "val": "validation",
     "valid": "validation",
     "validation": "validation",
+    "test": "test",
 }
+_READERS = 16  # files read at once: more than cores, since a bucket's answer takes longer than its digest
+
+_BATCH = 4_096  # files asked for before the first of them is waited for
+
+TABLE = "labels.csv"
+"""The file of a data folder that says what its clips are, where it is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +63,7 @@ class Clip:
 
     sha256: str
     path: str
-    """The file, absolute."""
+    """Where it is: an absolute path, or another location of `sources.py`."""
     name: str
     """How people call it: its path below the data folder."""
     label: str
@@ -70,38 +91,38 @@ def split_of(group: str) -> str:
     return SPLITS[0] if position < _SHARES[0] else SPLITS[1] if position < _SHARES[0] + _SHARES[1] else SPLITS[2]
 
 
-def read_source(source: Path, wanted: Sequence[str] | None = None) -> Dataset:
-    """The dataset of a folder or a CSV file. `wanted` overrides its `wanted.txt`; one of the two must be there.
+def read_source(source: Path | str, wanted: Sequence[str] | None = None, digests: Path | None = None) -> Dataset:
+    """The dataset at a folder, a CSV file, tars or a URL of one. `wanted` overrides its `wanted.txt`.
 
     Raises as `find_clips` does, and `UsageError` when `wanted` does not fit the labels.
     """
-    clips, skipped = find_clips(source)
-    folder = source.expanduser().resolve()
-    folder = folder if folder.is_dir() else folder.parent
-    return Dataset(tuple(clips), _wanted(folder, wanted, {c.label for c in clips}), tuple(skipped))
+    clips, skipped = find_clips(source, digests)
+    return Dataset(tuple(clips), _wanted(_place(str(source))[0], wanted, {c.label for c in clips}), tuple(skipped))
 
 
-def find_clips(source: Path) -> tuple[list[Clip], list[tuple[str, str]]]:
-    """The clips of a folder or a CSV file, and the files left out with the reason why.
+def find_clips(source: Path | str, digests: Path | None = None) -> tuple[list[Clip], list[tuple[str, str]]]:
+    """The clips of a folder, a CSV file, tars or a URL of one, and the files left out with the reason why.
 
-    Raises `TwoPhaseError` when there is nothing to read, a named file is missing, or clips stand on both sides.
+    `digests` is where digests are kept between readings. Raises `TwoPhaseError` when there is nothing to read, a named
+    file is missing, or clips stand on both sides.
     """
-    source = source.expanduser().resolve()
-    if source.is_file() and source.suffix.lower() == ".csv":
-        table, folder = source, source.parent
-    elif source.is_dir():
-        table, folder = source / "labels.csv", source
-    else:
-        raise TwoPhaseError(
-            f"{source}: is no folder and no .csv file; give a folder of label/clip files or a labels.csv"
-        )
+    place, table = _place(str(source))
+    files = sources.listing(place)
+    by_name = {f.name: f for f in files}
+    tars = [f for f in files if f.name.endswith(".tar") and table in ("", f.name)]
     skipped: list[tuple[str, str]] = []
-    rows = list(_from_csv(table, folder)) if table.is_file() else list(_from_folders(folder, skipped))
+    if table.endswith(".csv") or (not table and TABLE in by_name):
+        rows = list(_from_csv(by_name.get(table or TABLE), place, files))
+    elif tars:
+        rows = [row for tar in tars for row in _from_tar(tar, skipped)]
+    else:
+        rows = list(_from_folders(files, skipped))
     if not rows:
         raise TwoPhaseError(
-            f"{source}: has no clips; a folder of label/clip files ({', '.join(SUFFIXES)}) or a labels.csv is accepted"
+            f"{source}: has no clips; a folder of label/clip files ({', '.join(SUFFIXES)}), a labels.csv or tars of "
+            "key.wav and key.cls are accepted"
         )
-    clips = _by_content(rows, skipped)
+    clips = _by_content(rows, skipped, digests)
     sides = Sides()
     for clip in clips:
         sides.add(clip)
@@ -158,87 +179,162 @@ def read_clips(path: Path) -> Iterator[Clip]:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    path: Path
-    name: str
+    file: Found
     label: str
     group: str | None = None
     split: str | None = None
 
 
-def _from_folders(folder: Path, skipped: list[tuple[str, str]]) -> Iterator[_Row]:
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if not path.is_file() or any(part.startswith(".") for part in name.split("/")):
-            continue
-        if "/" not in name:
-            if path.name != "wanted.txt" and path.suffix.lower() in SUFFIXES:
-                skipped.append((name, "lies outside of any label's folder; put it into one named after its label"))
-        elif path.suffix.lower() not in SUFFIXES:
-            skipped.append((name, f"is no clip by its name; {', '.join(SUFFIXES)} are"))
+def _place(source: str) -> tuple[str, str]:
+    """The folder or prefix of a source, and the name of the one file in it that is meant (or an empty one)."""
+    if sources.is_url(source):
+        folder, _, last = source.rstrip("/").rpartition("/")
+        return (folder, last) if last.endswith((".csv", ".tar")) else (source.rstrip("/"), "")
+    path = Path(source).expanduser().resolve()
+    if path.is_file() and path.suffix.lower() in (".csv", ".tar"):
+        return str(path.parent), path.name
+    if path.is_dir():
+        return str(path), ""
+    raise TwoPhaseError(
+        f"{source}: is no folder and no .csv or .tar file; give a folder of label/clip files, a labels.csv or a tar"
+    )
+
+
+def _from_folders(files: Sequence[Found], skipped: list[tuple[str, str]]) -> Iterator[_Row]:
+    for file in files:
+        is_clip = PurePosixPath(file.name).suffix.lower() in SUFFIXES
+        if "/" not in file.name:
+            if is_clip:
+                skipped.append((file.name, "lies outside of any label's folder; put it into one named after its label"))
+        elif not is_clip:
+            skipped.append((file.name, f"is no clip by its name; {', '.join(SUFFIXES)} are"))
         else:
-            yield _Row(path, name, name.split("/")[0])
+            yield _Row(file, file.name.split("/")[0])
 
 
-def _from_csv(table: Path, folder: Path) -> Iterator[_Row]:
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        columns = set(reader.fieldnames or ())
-        if not {"fname", "label"} <= columns:
-            raise TwoPhaseError(
-                f"{table}: has the columns {', '.join(sorted(columns)) or 'none'}; "
-                "fname,label,manually_verified[,group][,split] are accepted"
-            )
-        places = _Places(folder)
-        for number, row in enumerate(reader, start=2):
-            fname, label = (row["fname"] or "").strip(), (row["label"] or "").strip()
-            if not fname or not label:
-                raise TwoPhaseError(f"{table}: line {number} lacks fname or label; give both")
-            split = (row.get("split") or "").strip().lower() or None
-            if split is not None and split != "test" and split not in _ALIASES:
-                raise TwoPhaseError(f"{table}: line {number} has split {split!r}; {', '.join(SPLITS)} are accepted")
-            path = places.find(fname)
-            if path is None:
-                raise TwoPhaseError(
-                    f"{table}: line {number} names {fname}, which is not below {folder}; "
-                    "add the file or remove the line"
-                )
-            group = (row.get("group") or "").strip() or None
-            yield _Row(path, fname, label, group, _ALIASES.get(split, split) if split else None)
-
-
-class _Places:
-    """Where a CSV's files lie: beside it by relative path, else anywhere below it by an unambiguous name."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._by_name: dict[str, list[Path]] | None = None
-
-    def find(self, fname: str) -> Path | None:
-        path = self._folder / fname
-        if path.is_file():
-            return path
-        if self._by_name is None:
-            self._by_name = defaultdict(list)
-            for found in self._folder.rglob("*"):
-                if found.is_file():
-                    self._by_name[found.name].append(found)
-        found_here = self._by_name.get(Path(fname).name, [])
-        if len(found_here) > 1:
-            raise TwoPhaseError(f"{fname}: is there {len(found_here)} times below {self._folder}; name it by its path")
-        return found_here[0] if found_here else None
-
-
-def _by_content(rows: Sequence[_Row], skipped: list[tuple[str, str]]) -> list[Clip]:
-    clips = []
-    for row in rows:
-        try:
-            sha = digest(row.path)
-        except OSError as error:
-            skipped.append((row.name, f"cannot be read ({error.strerror})"))
+def _from_tar(tar: Found, skipped: list[tuple[str, str]]) -> Iterator[_Row]:
+    """A tar's clips: files that share the name up to the first dot of its last part describe one clip."""
+    by_key: dict[str, dict[str, Found]] = defaultdict(dict)
+    for member in sources.members(tar):
+        folder, _, last = member.name.rpartition("/")
+        key, _, kind = last.partition(".")
+        by_key[f"{folder}/{key}" if folder else key]["." + kind.lower()] = member
+    for key, kinds in by_key.items():
+        clips = [kinds[kind] for kind in SUFFIXES if kind in kinds]
+        if not clips:
+            skipped.append((f"{tar.name}/{key}", f"has no clip by its names; {', '.join(SUFFIXES)} are"))
             continue
-        group = row.group or sha
-        clips.append(Clip(sha, str(row.path), row.name, row.label, group, row.split or split_of(group)))
+        member = clips[0]
+        facts = _sidecar(kinds) or ({"label": key.split("/")[0]} if "/" in key else {})
+        if not facts.get("label"):
+            raise TwoPhaseError(
+                f"{tar.location}: {member.name} has no label; put {key}.cls, {key}.txt or {key}.json beside it"
+            )
+        named = Found(f"{tar.name}/{member.name}", member.location, member.stamp)
+        split = _split(facts.get("split"), f"{tar.location}: {key}.json")
+        yield _Row(named, str(facts["label"]).strip(), facts.get("group"), split)
+
+
+def _sidecar(kinds: dict[str, Found]) -> dict[str, Any]:
+    for kind in (".json", ".cls", ".txt"):
+        if kind not in kinds:
+            continue
+        text = sources.read(kinds[kind].location)
+        try:
+            facts = json.loads(text) if kind == ".json" else {"label": text.decode()}
+        except ValueError:
+            facts = None
+        if not isinstance(facts, dict):
+            raise TwoPhaseError(f"{kinds[kind].location} ({kinds[kind].name}): is no label; text or JSON is accepted")
+        return facts
+    return {}
+
+
+def _from_csv(table: Found | None, place: str, files: Sequence[Found]) -> Iterator[_Row]:
+    if table is None:
+        raise TwoPhaseError(f"{place}: has no such .csv file; give one that is there")
+    try:
+        text = sources.read(table.location).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise TwoPhaseError(f"{table.location}: is no UTF-8 text ({error.reason}); save it as UTF-8") from None
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    columns = set(reader.fieldnames or ())
+    if not {"fname", "label"} <= columns:
+        raise TwoPhaseError(
+            f"{table.location}: has the columns {', '.join(sorted(columns)) or 'none'}; "
+            "fname,label,manually_verified[,group][,split] are accepted"
+        )
+    by_path = {f.name: f for f in files}
+    by_name: dict[str, list[Found]] = defaultdict(list)
+    for listed in files:
+        by_name[PurePosixPath(listed.name).name].append(listed)
+    for number, row in enumerate(reader, start=2):
+        where = f"{table.location}: line {number}"
+        fname, label = (row["fname"] or "").strip(), (row["label"] or "").strip()
+        if not fname or not label:
+            raise TwoPhaseError(f"{where} lacks fname or label; give both")
+        same = by_name[PurePosixPath(fname).name]
+        found = by_path.get(fname) or (same[0] if same else None)
+        if found is None:
+            raise TwoPhaseError(f"{where} names {fname}, which is not below {place}; add the file or remove the line")
+        if fname not in by_path and len(same) > 1:
+            raise TwoPhaseError(f"{where}: {fname} is there {len(same)} times below {place}; name it by its path")
+        group = (row.get("group") or "").strip() or None
+        yield _Row(found, label, group, _split(row.get("split"), where))
+
+
+def _split(text: str | None, where: str) -> str | None:
+    split = (text or "").strip().lower()
+    if split and split not in _ALIASES:
+        raise TwoPhaseError(f"{where} has split {split!r}; {', '.join(SPLITS)} are accepted")
+    return _ALIASES[split] if split else None
+
+
+def _by_content(rows: Sequence[_Row], skipped: list[tuple[str, str]], digests: Path | None) -> list[Clip]:
+    known = _Digests(digests)
+    clips = []
+    files = [row.file for row in rows]
+    with ThreadPoolExecutor(_READERS) as pool:  # a bucket answers many at once; hashing releases the lock
+        digests_of = (sha for i in range(0, len(rows), _BATCH) for sha in pool.map(known.of, files[i : i + _BATCH]))
+        for row, sha in zip(rows, digests_of, strict=True):
+            if isinstance(sha, sources.Unreachable):
+                skipped.append((row.file.name, sha.reason))
+                continue
+            group = row.group or sha
+            clips.append(Clip(sha, row.file.location, row.file.name, row.label, group, row.split or split_of(group)))
+    known.keep(files)
     return clips
+
+
+class _Digests:
+    """Digests by location and stamp, from file to file of one reading and from one reading to the next."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._known: dict[str, tuple[str, str]] = {}
+        if path is not None and path.is_file():
+            try:
+                with path.open(encoding="utf-8") as lines:
+                    self._known = {at: (stamp, sha) for at, stamp, sha in map(json.loads, lines)}
+            except (ValueError, TypeError):
+                self._known = {}  # a cache; what it does not say is read again
+
+    def of(self, file: Found) -> str | sources.Unreachable:
+        stamp, sha = self._known.get(file.location, ("", ""))
+        if stamp and stamp == file.stamp:
+            return sha
+        try:
+            sha = digest(sources.read(file.location))
+        except sources.Unreachable as error:
+            return error
+        self._known[file.location] = (file.stamp, sha)
+        return sha
+
+    def keep(self, files: Iterable[Found]) -> None:
+        if self._path is not None:
+            with replacing(self._path, "w") as out:
+                for at in sorted({f.location for f in files} & self._known.keys()):
+                    out.write(json.dumps([at, *self._known[at]]) + "\n")
 
 
 def _without_duplicates(clips: Sequence[Clip], skipped: list[tuple[str, str]]) -> list[Clip]:
@@ -256,14 +352,22 @@ def _without_duplicates(clips: Sequence[Clip], skipped: list[tuple[str, str]]) -
     return list(first.values())
 
 
-def _wanted(folder: Path, given: Sequence[str] | None, labels: set[str]) -> tuple[str, ...]:
-    file = folder / "wanted.txt"
+def _wanted(place: str, given: Sequence[str] | None, labels: set[str]) -> tuple[str, ...]:
+    file = f"{place}/wanted.txt"
     known = f"the labels of this data are {', '.join(sorted(labels))}"
-    if given is None and not file.is_file():
-        raise UsageError(
-            f"--wanted: which labels should the gate let through? Name them, or list them in {file}; {known}"
-        )
-    source, wanted = ("--wanted", tuple(given)) if given is not None else (str(file), parse_wanted(str(file)))
+    if given is None:
+        try:
+            text = sources.read(file).decode("utf-8-sig")
+        except sources.Unreachable:
+            raise UsageError(
+                f"--wanted: which labels should the gate let through? Name them, or list them in {file}; {known}"
+            ) from None
+        except UnicodeDecodeError as error:
+            raise TwoPhaseError(f"{file}: is no UTF-8 text ({error.reason}); save it as UTF-8") from None
+        wanted = tuple(line.strip() for line in text.splitlines() if line.strip())
+    else:
+        wanted = tuple(given)
+    source = "--wanted" if given is not None else file
     unknown = [w for w in wanted if w not in labels]
     if unknown or not wanted:
         raise UsageError(f"{source}: {', '.join(unknown) or 'an empty list'} is no label of this data; {known}")

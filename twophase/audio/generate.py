@@ -1,6 +1,7 @@
 """Where the clips of a run come from: the user's data, or the synthesiser where none is given.
 
 WORKDIR/synth/<per label>-<seed>/   rendered clips; a data folder like any other, so it can be listened to
+WORKDIR/digests.jsonl               digests of clips by location and stamp: only what is new is read again
 """
 
 import itertools
@@ -8,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from twophase.audio.dataset import Dataset, read_source
+
+DIGESTS = "digests.jsonl"
 
 Progress = Callable[[int, int], object]
 """Called with (finished, planned) labels."""
@@ -18,7 +21,7 @@ def generate(
 ) -> Dataset:
     """The dataset at `data`, or `per_label` rendered clips of every label of the synthesiser where it is empty."""
     if data:
-        return read_source(Path(data), wanted)
+        return read_source(data, wanted, workdir / DIGESTS)
     from twophase.audio import synth
 
     folder = workdir / "synth" / f"{per_label}-{seed}"
@@ -30,4 +33,4 @@ def generate(
             progress(next(done), len(labels))
 
         synth.write_clips(folder, per_label, seed, labels, report)
-    return read_source(folder, wanted)
+    return read_source(folder, wanted, workdir / DIGESTS)
