@@ -109,7 +109,8 @@ def collect(
                 identity.update(json.dumps([clip.sha256, clip.label, clip.split, entry.rows]).encode())
         if bad and on_bad_clip == "fail":
             listed = "\n".join(f"  {name}: {reason}" for name, reason in bad)
-            raise TwoPhaseError(f"{len(bad)} clips cannot be used (--on-bad-clip skip leaves them out):\n{listed}")
+            count = f"{len(bad)} clip{'s' * (len(bad) != 1)}"
+            raise TwoPhaseError(f"{count} cannot be used (--on-bad-clip skip leaves them out):\n{listed}")
         labels.check()
     home = next(iter(used)).parent
     identity.update(json.dumps(sorted(wanted)).encode())

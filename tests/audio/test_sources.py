@@ -1,0 +1,167 @@
+"""Places of clips: folders, byte ranges, buckets behind real emulators on loopback; and what cannot be reached."""
+
+import http.server
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.audio.clips import write_folder
+from twophase.audio import sources
+from twophase.audio.dataset import find_clips, read_source
+from twophase.errors import TwoPhaseError, UsageError
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the emulators and the packages for buckets, none of ours
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Clients of buckets that have not met another test's emulator."""
+    fsspec = pytest.importorskip("fsspec")
+    sources._filesystem.cache_clear()
+    for scheme in ("gs", "s3"):
+        fsspec.get_filesystem_class(scheme).clear_instance_cache()
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    yield monkeypatch
+    sources._filesystem.cache_clear()
+
+
+@pytest.fixture
+def google(fresh: pytest.MonkeyPatch) -> Iterator[str]:
+    """A Cloud Storage emulator with the bucket `clips`."""
+    server = pytest.importorskip("gcp_storage_emulator.server").create_server(
+        "127.0.0.1", 0, in_memory=True, default_bucket="clips"
+    )
+    server.start()
+    fresh.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server._api._httpd.server_port}")
+    yield "gs://clips"
+    server.stop()
+
+
+@pytest.fixture
+def amazon(fresh: pytest.MonkeyPatch) -> Iterator[str]:
+    """An S3 emulator with the bucket `clips`."""
+    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        fresh.setenv(name, value)
+    import fsspec
+
+    fsspec.filesystem("s3").makedirs("clips", exist_ok=True)
+    yield "s3://clips"
+    server.stop()
+
+
+@pytest.fixture(params=["google", "amazon"])
+def bucket(request: pytest.FixtureRequest) -> str:
+    return str(request.getfixturevalue(request.param))
+
+
+def upload(folder: Path, url: str) -> None:
+    import fsspec
+
+    system, path = fsspec.core.url_to_fs(url)
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            system.pipe_file(f"{path}/{file.relative_to(folder).as_posix()}", file.read_bytes())
+
+
+def test_a_bucket_is_read_like_a_folder(bucket: str, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "data", labels=2, clips=3)
+    upload(folder, f"{bucket}/some/data")
+    here, there = read_source(folder), read_source(f"{bucket}/some/data", digests=tmp_path / "digests.jsonl")
+    assert [(c.sha256, c.name, c.label, c.split) for c in there.clips] == [
+        (c.sha256, c.name, c.label, c.split) for c in here.clips
+    ]
+    assert there.wanted == here.wanted
+    assert all(c.path.startswith(f"{bucket}/some/data/label-") for c in there.clips)
+    data = Path(here.clips[0].path).read_bytes()
+    assert sources.read(there.clips[0].path) == data
+    assert sources.read(f"{there.clips[0].path}#10+20") == data[10:30]
+    assert all(f.stamp for f in sources.listing(f"{bucket}/some/data"))
+
+
+def test_tables_and_tars_in_a_bucket(google: str, tmp_path: Path) -> None:
+    import tarfile
+
+    folder = write_folder(tmp_path / "data", labels=2, clips=2)
+    (folder / "labels.csv").write_text("fname,label\nlabel-0/00.wav,A\nlabel-1/01.wav,B\n")
+    upload(folder, f"{google}/table")
+    assert [c.label for c in find_clips(f"{google}/table/labels.csv")[0]] != []
+    assert {c.label for c in find_clips(f"{google}/table")[0]} == {"A", "B"}
+    (tmp_path / "tars").mkdir()
+    with tarfile.open(tmp_path / "tars" / "shard-000.tar", "w") as archive:
+        archive.add(folder / "label-0", "label-0")
+    upload(tmp_path / "tars", f"{google}/tars")
+    clips, _ = find_clips(f"{google}/tars")
+    assert sorted(sources.read(c.path) for c in clips) == sorted(p.read_bytes() for p in folder.glob("label-0/*.wav"))
+
+
+def test_an_object_that_is_not_there(bucket: str) -> None:
+    with pytest.raises(sources.Unreachable, match="is not there"):
+        sources.read(f"{bucket}/nothing.wav")
+    with pytest.raises(TwoPhaseError, match="has no clips"):
+        find_clips(f"{bucket}/nothing")
+
+
+class _Refusing(http.server.BaseHTTPRequestHandler):
+    status = 403
+
+    def do_GET(self) -> None:
+        self.send_response(self.status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def test_a_bucket_that_refuses_is_named(fresh: pytest.MonkeyPatch) -> None:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    fresh.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_port}")
+    try:
+        with pytest.raises(sources.Unreachable, match="gs://clips/data: "):
+            sources.listing("gs://clips/data")
+        with pytest.raises(sources.Unreachable, match=r"gs://clips/data/a\.wav: "):
+            sources.read("gs://clips/data/a.wav")
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_an_unknown_scheme_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match=r"nfs4://: cannot be read here .* gs://"):
+        sources.listing("nfs4://server/clips")
+
+
+def test_ranges_of_files(tmp_path: Path) -> None:
+    (tmp_path / "a#1.bin").write_bytes(bytes(range(100)))
+    assert sources.read(str(tmp_path / "a#1.bin")) == bytes(range(100))
+    assert sources.read(f"{tmp_path}/a#1.bin#10+5") == bytes(range(10, 15))
+    with pytest.raises(sources.Unreachable, match="is not there"):
+        sources.read(str(tmp_path / "b.bin"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(b"x")
+    (tmp_path / "a.wav").chmod(0)
+    with pytest.raises(sources.Unreachable, match="may not be read"):
+        sources.read(str(tmp_path / "a.wav"))
+
+
+def test_a_listing_leaves_out_hidden_files_and_dangling_links(tmp_path: Path) -> None:
+    for name in ("b/2.wav", "a/1.wav", ".git/x.wav", "a/.DS_Store"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "a" / "dangling.wav").symlink_to("nowhere")
+    assert [f.name for f in sources.listing(str(tmp_path))] == ["a/1.wav", "b/2.wav"]
