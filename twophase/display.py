@@ -10,7 +10,6 @@ from rich.table import Table
 
 from twophase.progress import Event
 
-
 _QUIET_S = 10.0
 
 

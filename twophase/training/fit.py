@@ -1,15 +1,13 @@
 """Fitting one network: seeded, resumable, and the same every time.
 
     STATE/                   one fit, named by whoever calls by all that it depends on
-      epoch.weights.h5       the network after the last finished epoch
-      best.weights.h5        the network after the best epoch so far, by validation loss
-      optimizer.npz          the optimizer after the last finished epoch
-      progress.json          history up to that epoch; written last: an epoch counts when this says so
+      N.npz                  every variable after epoch N: the last finished one, and the best by validation loss
+      progress.json          history up to epoch N; written last: an epoch counts when this says so
       logs/                  TensorBoard
 
 A fit that is killed goes on after its last finished epoch, and ends with the weights of an undisturbed one: batches and
-augmentation are functions of (seed, epoch), dropout's generator is among the network's weights. Same seed, inputs and
-thread count: same weights (`enable_op_determinism`).
+augmentation are functions of (seed, epoch), and dropout's generator is kept too, which Keras's own weight files leave
+out. Same seed, inputs and thread count: same weights (`enable_op_determinism`).
 """
 
 import os
@@ -97,7 +95,7 @@ def fit(
             shuffle=False,  # the generator shuffles, by seed and epoch
             callbacks=[train.follow(), run.callback(), keras.callbacks.TensorBoard(state / "logs", write_graph=False)],
         )
-    network.load_weights(state / "best.weights.h5")
+    run.take_best()
     return run.history
 
 
@@ -113,40 +111,50 @@ class _Run:
         self.epoch = 0
 
     @property
-    def over(self) -> bool:
+    def best(self) -> int:
+        """The epoch, from 1, of the lowest validation loss; 0 before the first."""
         losses = self.history.get("val_loss", [])
-        since_best = len(losses) - 1 - int(np.argmin(losses)) if losses else 0
-        return self.epoch >= self._planned or since_best >= self._patience
+        return 1 + int(np.argmin(losses)) if losses else 0
+
+    @property
+    def over(self) -> bool:
+        return self.epoch >= self._planned or self.epoch - self.best >= self._patience
 
     def resume(self) -> None:
         if not (self._state / "progress.json").is_file():
             return
         self.history = read_json(self._state / "progress.json", "training state")
         self.epoch = len(self.history["val_loss"])
-        self._network.load_weights(self._state / "epoch.weights.h5")
         self._optimizer.build(self._network.trainable_variables)
-        with np.load(self._state / "optimizer.npz") as saved:
-            for i, variable in enumerate(self._optimizer.variables):
-                variable.assign(saved[str(i)])
+        self._load(self.epoch)
 
     def finish_epoch(self, logs: dict[str, float]) -> None:
         for name, value in logs.items():
             self.history.setdefault(name, []).append(float(value))
         self.epoch += 1
-        losses = self.history["val_loss"]
-        self._save_weights("epoch")
-        if losses[-1] <= min(losses):
-            self._save_weights("best")
-        with replacing(self._state / "optimizer.npz") as file:
-            np.savez(file, **{str(i): v.numpy() for i, v in enumerate(self._optimizer.variables)})
+        with replacing(self._file(self.epoch)) as file:
+            np.savez(file, **{name: variable.numpy() for name, variable in self._variables().items()})
         write_json(self._state / "progress.json", self.history)
+        for path in self._state.glob("*.npz"):
+            if path not in (self._file(self.epoch), self._file(self.best)):
+                path.unlink()
         self._progress(self.epoch, self._planned, logs)
 
-    def _save_weights(self, name: str) -> None:
-        aside = self._state / f"tmp-{name}.weights.h5"
-        self._state.mkdir(parents=True, exist_ok=True)
-        self._network.save_weights(aside)
-        aside.rename(self._state / f"{name}.weights.h5")
+    def take_best(self) -> None:
+        """Leave the best epoch's variables in the network."""
+        self._load(self.best)
+
+    def _load(self, epoch: int) -> None:
+        with np.load(self._file(epoch)) as saved:
+            for name, variable in self._variables().items():
+                variable.assign(saved[name])
+
+    def _variables(self) -> dict[str, Any]:
+        network = {f"network{i}": v for i, v in enumerate(self._network.variables)}
+        return network | {f"optimizer{i}": v for i, v in enumerate(self._optimizer.variables)}
+
+    def _file(self, epoch: int) -> Path:
+        return self._state / f"{epoch}.npz"
 
     def callback(self) -> Any:
         """The Keras callback that drives this run."""
