@@ -1,6 +1,7 @@
 """The platform over plain HTTP, and its process."""
 
 import base64
+import json
 import os
 import signal
 import subprocess
@@ -15,7 +16,8 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 
 from twophase.errors import TwoPhaseError
-from twophase.local.process import Address, down, ensure_up, status, up
+from twophase.local.process import Address, down, ensure_up, gc, status, up
+from twophase.release.manifest import read
 
 V1 = "/v1/projects/p/locations/l"
 
@@ -166,6 +168,29 @@ def test_objects(platform: Address) -> None:
         b.delete()
     bucket.delete()
     assert not bucket.exists()
+
+
+def test_garbage_metrics_and_access_log(http: httpx.Client, home: Path, releases: tuple[Path, Path]) -> None:
+    kept = uploaded(http, releases[0])["model"]
+    gone = uploaded(http, releases[1])["model"]
+    assert gc(home) == []
+    http.delete(f"/v1/{gone}")
+    (removed,) = gc(home)
+    assert removed.startswith(read(releases[1]).id)
+    assert [p.name[:14] for p in (home / "artifacts").iterdir()] == [read(releases[0]).id]
+
+    endpoint = http.post(f"{V1}/endpoints", json={"displayName": "e"}).json()["response"]["name"]
+    deploy = {"deployedModel": {"model": kept}, "trafficSplit": {"0": 100}}
+    http.post(f"/v1/{endpoint}:deployModel", json=deploy)
+    http.post(f"/v1/{endpoint}:predict", json={"instances": [[[0] * 64] * 61]})
+    http.post(f"/v1/{endpoint}:predict", json={"instances": [1]})
+    metrics = http.get("/metrics").text
+    for code in (200, 400):
+        labels = f'code="{code}",endpoint="{endpoint}",model="{kept}",version="1"'
+        assert f"twophase_predict_requests_total{{{labels}}} 1.0" in metrics
+    down(home)
+    lines = [json.loads(line) for line in (home / "access.log").read_text().splitlines()]
+    assert [e["code"] for e in lines if e["path"].endswith(":predict")] == [200, 400]
 
 
 def test_one_platform_a_home(platform: Address, home: Path) -> None:

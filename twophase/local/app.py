@@ -9,10 +9,11 @@ import hmac
 import logging
 import re
 import sqlite3
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import orjson
 
@@ -25,15 +26,18 @@ from twophase.local.artifacts import Artifacts
 from twophase.local.buckets import Buckets
 from twophase.local.endpoints import Endpoints
 from twophase.local.jobs import BatchJobs
-from twophase.local.live import Live
+from twophase.local.live import Live, Target
 from twophase.local.ml import OldPlatform
 from twophase.local.models import Models
+from twophase.local.observed import AccessLog, Metrics
 from twophase.local.operations import Operations
 from twophase.local.pipelines import Pipelines
+from twophase.local.resources import now
 from twophase.local.storage import Storage
 from twophase.local.store import Store
-from twophase.serving.asgi import Receive, Scope, Send, header, read_body, respond
+from twophase.serving.asgi import JSON_TYPE, Receive, Scope, Send, header, read_body, respond
 from twophase.serving.instances import LIMITS, Limits
+from twophase.serving.predictor import Predictor
 from twophase.serving.refusal import Refusal
 
 UPLOAD_BYTES = 256 << 20
@@ -42,6 +46,15 @@ UPLOAD_BYTES = 256 << 20
 _PREDICT = re.compile(r"/v1/(projects/[^/]+/locations/[^/]+/endpoints/[^/:]+):(predict|rawPredict|streamRawPredict)")
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+
+class Answer(NamedTuple):
+    """A whole response."""
+
+    body: bytes
+    code: int = 200
+    content_type: bytes = JSON_TYPE
+    headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
 class Platform:
@@ -58,7 +71,7 @@ class Platform:
         self._limits, self._token = limits, token
         self._store = Store(home / "platform.sqlite")
         folders = Buckets(home / "buckets", buckets)
-        artifacts = Artifacts(home / "artifacts")
+        artifacts = self._artifacts = Artifacts(home / "artifacts")
         self._live = Live(artifacts)
         models = Models(self._store, artifacts, folders)
         self._storage = Storage(folders, home / "uploads")
@@ -71,49 +84,62 @@ class Platform:
             name: method for service in services for name in dir(service) if callable(method := getattr(service, name))
         }
         self._old = OldPlatform(self._store, artifacts, folders, self._jobs, self._live)
+        self._metrics = Metrics()
+        self._log = AccessLog(home / "access.log", self._control.submit)
         methods()  # the routing table, before the first request asks for it
 
     def close(self) -> None:
         """Let the change under way end, then release the files."""
         self._pipelines.close()
         self._jobs.close()
+        self._control.submit(self._log.flush)
         self._control.shutdown()
         self._store.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
+        started = time.perf_counter()
+        predict = _PREDICT.fullmatch(scope["path"]) or ml.PREDICT.fullmatch(scope["path"])
+        target: Target | None = None
         try:
             self._authenticate(scope)
-            predict = _PREDICT.fullmatch(scope["path"])
-            old = predict or ml.PREDICT.fullmatch(scope["path"])
             if predict and scope["method"] == "POST":
-                await self._predict(predict[1], predict[2], scope, receive, send)
-            elif old and scope["method"] == "POST":
-                await self._predict(old[1], "", scope, receive, send)
-            elif scope["path"] == "/healthz":
-                await respond(send, orjson.dumps({"status": "ok", "twophase": __version__}))
-            elif "/storage/v1/b" in scope["path"]:
-                await self._store_object(scope, receive, send)
+                target, predictor = self._live.choose(predict[1])
+                answer = await self._predict(predict[1], predict[2], target, predictor, scope, receive)
             else:
-                body = await read_body(scope, receive, self._limits.body_bytes)
-                answer = await self._in_control(
-                    lambda: self._call(scope["method"], scope["path"], scope["query_string"], body)
-                )
-                await respond(send, orjson.dumps(answer))
+                answer = await self._other(scope, receive)
         except Refusal as refusal:
-            await respond(send, refusal.body(), refusal.code)
+            answer = Answer(refusal.body(), refusal.code)
+        self._observe(scope, predict[1] if predict else None, target, answer.code, time.perf_counter() - started)
+        await respond(send, answer.body, answer.code, answer.content_type, *answer.headers)
+
+    async def _other(self, scope: Scope, receive: Receive) -> Answer:
+        path, verb = scope["path"], scope["method"]
+        if path == "/healthz":
+            return Answer(orjson.dumps({"status": "ok", "twophase": __version__}))
+        if path == "/metrics":
+            return Answer(self._metrics.text(), content_type=b"text/plain; version=0.0.4; charset=utf-8")
+        if path == "/twophase/gc" and verb == "POST":
+            return Answer(orjson.dumps(await self._in_control(self._collect)))
+        if "/storage/v1/b" in path:
+            return await self._object(scope, receive)
+        body = await read_body(scope, receive, self._limits.body_bytes)
+        found = await self._in_control(lambda: self._call(verb, path, scope["query_string"], body))
+        return Answer(orjson.dumps(found))
 
     def _authenticate(self, scope: Scope) -> None:
         given = header(scope, b"authorization") or b""
         if self._token and not hmac.compare_digest(given, f"Bearer {self._token}".encode()):
             raise Refusal(401, "this platform wants its token: send Authorization: Bearer TOKEN")
 
-    async def _predict(self, endpoint: str, how: str, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _predict(
+        self, endpoint: str, how: str, target: Target, predictor: Predictor, scope: Scope, receive: Receive
+    ) -> Answer:
         body = await read_body(scope, receive, self._limits.body_bytes)
-        target, predictor = self._live.choose(endpoint)
-        content_type = (header(scope, b"content-type") or b"") if how in ("rawPredict", "streamRawPredict") else b""
-        answer: JSON = {"predictions": await predictor.answer(body, content_type)}
-        if how == "predict":
+        raw = how in ("rawPredict", "streamRawPredict")
+        content_type = header(scope, b"content-type") if raw else None
+        answer: JSON = {"predictions": await predictor.answer(body, content_type or b"")}
+        if not raw:
             answer |= {
                 "deployedModelId": target.deployed_model_id,
                 "model": target.model,
@@ -124,9 +150,9 @@ class Platform:
             (b"x-vertex-ai-endpoint-id", endpoint.rpartition("/")[2].encode()),
             (b"x-vertex-ai-deployed-model-id", target.deployed_model_id.encode()),
         )
-        await respond(send, orjson.dumps(answer), 200, b"application/json", *fields)
+        return Answer(orjson.dumps(answer), headers=fields)
 
-    async def _store_object(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _object(self, scope: Scope, receive: Receive) -> Answer:
         body = await read_body(scope, receive, UPLOAD_BYTES)
         headers = dict(scope["headers"])
         base = f"{scope['scheme']}://{headers.get(b'host', b'localhost').decode('latin-1')}"
@@ -134,8 +160,28 @@ class Platform:
         code, content, fields = await self._in_control(
             lambda: self._storage.answer(scope["method"], path, scope["query_string"], headers, body, base)
         )
-        content_type = next((value for name, value in fields if name == b"content-type"), b"application/json")
-        await respond(send, content, code, content_type, *(f for f in fields if f[0] != b"content-type"))
+        content_type = next((value for name, value in fields if name == b"content-type"), JSON_TYPE)
+        return Answer(content, code, content_type, tuple(f for f in fields if f[0] != b"content-type"))
+
+    def _observe(self, scope: Scope, endpoint: str | None, target: Target | None, code: int, seconds: float) -> None:
+        model, version = (target.model, str(target.version)) if target else ("", "")
+        if endpoint:
+            known = endpoint if code != 404 else ""  # names that nobody made must not become metrics
+            self._metrics.predicted(known, model, version, code, seconds)
+        else:
+            self._metrics.answered(scope["method"], code)
+        entry = {"time": now(), "method": scope["method"], "path": scope["path"], "code": code}
+        answered_by = {"model": model, "version": version} if target else {}
+        self._log.add(**entry, ms=round(1e3 * seconds, 3), **answered_by)
+
+    def _collect(self) -> JSON:
+        """Delete the artifacts that no version, and no job under way, needs; what is deployed is a version's."""
+        rows = self._store.all("SELECT DISTINCT artifact FROM version WHERE artifact IS NOT NULL")
+        needed = {row["artifact"] for row in rows} | self._jobs.artifacts_in_use() | self._old.artifacts_in_use()
+        garbage = sorted(self._artifacts.keys() - needed)
+        for key in garbage:
+            self._artifacts.remove(key)
+        return {"removed": garbage, "kept": len(needed)}
 
     def _call(self, verb: str, path: str, query: bytes, body: bytes) -> JSON:
         if ml.PATH.fullmatch(path):

@@ -24,7 +24,7 @@ from twophase.serving.refusal import Refusal
 PATH = re.compile(r"/v1/projects/[^/]+/(?:models|jobs|operations)(?:[/:].*)?")
 """What belongs to this API: Vertex's paths have a location in between."""
 
-PREDICT = re.compile(r"/v1/(projects/[^/]+/models/[^/:]+(?:/versions/[^/:]+)?):predict")
+PREDICT = re.compile(r"/v1/(projects/[^/]+/models/[^/:]+(?:/versions/[^/:]+)?):(predict)")
 
 _MODEL, _VERSION, _JOB, _OPERATION = "ml.model", "ml.version", "ml.job", "ml.operation"
 _NAME = re.compile(r"[a-zA-Z]\w{0,127}", re.ASCII)
@@ -122,6 +122,10 @@ class OldPlatform:
         if route is None:
             raise Refusal(501, f"{verb} {path}: this method of the old AI Platform API is not built here")
         return route()
+
+    def artifacts_in_use(self) -> set[str]:
+        """The artifacts of this API's versions."""
+        return {version["artifact"] for version in self._store.resources(_VERSION)}
 
     def _create_model(self, parent: str, given: JSON) -> JSON:
         _check_fields(given, _MODEL_FIELDS, "model")

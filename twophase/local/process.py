@@ -123,6 +123,17 @@ def down(home: Path) -> Address | None:
     return found
 
 
+def gc(home: Path) -> list[str]:
+    """Have the platform on `home` delete the artifacts that nothing needs any more; their keys."""
+    import httpx
+
+    answer = httpx.post(f"{ensure_up(home).url}/twophase/gc", timeout=600.0)
+    if answer.is_error:
+        raise TwoPhaseError(answer.json()["error"]["message"])
+    removed: list[str] = answer.json()["removed"]
+    return removed
+
+
 def announce(home: Path, port: int, host: str) -> None:
     """Called by the platform once it answers: write `server.json`."""
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)

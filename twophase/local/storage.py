@@ -177,8 +177,8 @@ def _bucket(name: str) -> JSON:
         "kind": "storage#bucket",
         "id": name,
         "name": name,
-        # No number on purpose: given one, PipelineJob.submit asks Google's Resource Manager whose it is, which cannot be
-        # redirected, and without a network waits a minute for it.
+        # No number on purpose: given one, PipelineJob.submit asks Google's Resource Manager whose it is; that cannot be
+        # redirected, and without a network waits a minute.
         "projectNumber": "local",
         "location": "US-CENTRAL1",
         "locationType": "region",

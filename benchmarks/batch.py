@@ -1,0 +1,86 @@
+"""Batch prediction: a job's clips a second beside the bare model's in as many processes, and its memory by its length.
+
+    python benchmarks/batch.py RELEASE [--clips 10000] [--large 100000]
+
+The job's processes are run as the platform runs them, on JSONL of 1 s WAV clips with a `key_field`. Start-up is part of
+the job's time. The bare model answers the same clips from samples in memory: no reading, no JSON, no writing.
+"""
+
+import argparse
+import base64
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from _report import at_least, at_most, emit, machine, row
+from serving import bare_rate, clip
+
+from twophase.local.batch import Plan, progress, write_plan
+
+
+def job(release: Path, clips: int, folder: Path) -> tuple[float, float]:
+    """Seconds that a job of so many clips takes, and the largest of its processes in MB."""
+    source, work = folder / "in.jsonl", folder / "job"
+    encoded = base64.b64encode(clip()).decode()
+    with source.open("w") as file:
+        for i in range(clips):
+            file.write(json.dumps({"key": i, "audio_bytes": {"b64": encoded}}) + "\n")
+    stat = source.stat()
+    plan = Plan(
+        release=str(release),
+        inputs=[(str(source), stat.st_size, stat.st_mtime_ns)],
+        format="jsonl",
+        buckets={},
+        output=str(folder / "out"),
+        total=clips,
+        echo=True,
+        key_field="key",
+        included=[],
+        excluded=[],
+        parameters=None,
+    )
+    work.mkdir()
+    write_plan(work, plan)
+    count = len(os.sched_getaffinity(0))
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "twophase.local.batch", str(work)]
+    for process in [subprocess.Popen([*command, str(i), str(count)]) for i in range(count)]:
+        if process.wait():
+            raise SystemExit(f"a process of the job ended with {process.returncode}")
+    seconds = time.perf_counter() - started
+    assert progress(work) == (clips, 0)
+    return seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+
+
+def run(release: Path, clips: int = 10_000, large: int = 100_000) -> dict[str, Any]:
+    """Measure the bare model, a small, a middle and a large job."""
+    cores = len(os.sched_getaffinity(0))
+    bare = bare_rate(release, cores, 10.0)
+    rows = [row(f"bare model, {cores} processes", bare, "clips/s")]
+    memory: dict[int, float] = {}
+    rates: dict[int, float] = {}
+    for count in sorted({1000, clips, large}):  # upwards, since the largest process so far is what is remembered
+        with tempfile.TemporaryDirectory() as folder:
+            seconds, memory[count] = job(release, count, Path(folder))
+        rates[count] = count / seconds
+        rows += [row(f"job of {count:,}", rates[count], "clips/s"), row(f"its memory, {count:,}", memory[count], "MB")]
+    goals = [
+        at_least(f"clips/s of the bare model's, {clips:,} clips", rates[clips] / bare, 0.9),
+        at_most(f"memory at {large:,} to that at 1,000", memory[large] / memory[1000], 1.1),
+    ]
+    return {"benchmark": "batch", "machine": machine(), "rows": rows, "goals": goals}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("release", type=Path)
+    parser.add_argument("--clips", type=int, default=10_000)
+    parser.add_argument("--large", type=int, default=100_000)
+    given = parser.parse_args()
+    emit(run(given.release, given.clips, given.large))
