@@ -218,6 +218,26 @@ def predict(
         typer.echo(f"{found['confidence']:6.1%}  {found['label']:<20} {clip}")
 
 
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="One benchmark; all of them without it.", metavar="[NAME]")] = "",
+    release: Annotated[
+        Path | None, typer.Option(help="For benchmarks that ask a release. Default: the newest of the workdir.")
+    ] = None,
+    workdir: Workdir = WORKDIR,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what this project promises, beside its peers, on this machine. Needs the repository."""
+    from twophase import bench as benchmarks
+
+    chosen = benchmarks.names() if not name else [name]
+    for result in (benchmarks.run(one, release, workdir) for one in chosen):
+        if as_json:
+            _print_json(result)
+        else:
+            benchmarks.show(result)
+
+
 @data_app.command("synth")
 def data_synth(
     folder: Annotated[Path, typer.Argument(help="A new folder.")],
