@@ -43,6 +43,9 @@ Data = Annotated[
     str, typer.Option("--data", help="A folder of label/clip files, or a labels.csv. Default: rendered clips.")
 ]
 DataDir = Annotated[Path, typer.Option("--data", help="A folder of label/clip files, or a labels.csv.")]
+DataPlace = Annotated[
+    str, typer.Option("--data", help="A folder of label/clip files, a labels.csv, a tar, or a URL of one.")
+]
 Wanted = Annotated[
     str,
     typer.Option(
@@ -254,7 +257,7 @@ def data_synth(
 
 @data_app.command("images")
 def data_images(
-    data: DataDir,
+    data: DataPlace,
     workdir: Workdir = WORKDIR,
     wanted: Wanted = "",
     png: Annotated[Path | None, typer.Option(help="Also write labelled PNG folders here.")] = None,
@@ -265,7 +268,7 @@ def data_images(
     from twophase.audio import dataset, images, pictures
 
     _one_of("--on-bad-clip", on_bad_clip, ("skip", "fail"))
-    found = dataset.read_source(data, _wanted(wanted))
+    found = dataset.read_source(_data(data), _wanted(wanted), workdir.resolve() / "digests.jsonl")
     made = images.make_all(workdir.resolve(), found, on_bad_clip, _progress("make images"))
     typer.echo(f"{len(made)} images of {len(made.clips)} clips; {len(made.bad) + len(found.skipped)} files left out")
     if png is not None:
@@ -273,6 +276,50 @@ def data_images(
     if sheet is not None:
         pictures.contact_sheet(made, sheet)
         typer.echo(str(sheet))
+
+
+@data_app.command("inspect")
+def data_inspect(
+    data: DataPlace,
+    workdir: Workdir = WORKDIR,
+    sheet: Annotated[Path | None, typer.Option(help="Also write a contact sheet to this PNG file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Counts, durations, rates; silent, clipped, duplicate and unusable clips; and what to do about them."""
+    from twophase.audio import inspection, pictures
+
+    found, images = inspection.inspect(_data(data), workdir.resolve(), _progress("inspect"))
+    if sheet is not None and images is not None:
+        pictures.contact_sheet(images, sheet)
+    if as_json:
+        _print_json({**found.to_json(), "sheet": str(sheet) if sheet is not None and images is not None else None})
+    else:
+        inspection.show(found)
+
+
+@data_app.command("forget")
+def data_forget(
+    wish: Annotated[
+        str, typer.Argument(help="A clip's name or digest, a group, or a label.", metavar="CLIP|GROUP|LABEL")
+    ],
+    workdir: Workdir = WORKDIR,
+    as_json: AsJson = False,
+) -> None:
+    """Take someone's clips out of images and next trainings, and say which releases still carry them."""
+    from dataclasses import asdict
+
+    from twophase.audio.forget import forget
+
+    found = forget(workdir.resolve(), wish)
+    if as_json:
+        _print_json(asdict(found))
+        return
+    typer.echo(f"{len(found.clips)} clips are forgotten; {found.with_images} of them had images, which are deleted")
+    typer.echo("the files themselves are yours to delete:\n  " + "\n  ".join(found.files))
+    for release in found.releases:
+        typer.echo(
+            f"{release} learned from them: train again, then delete its versions and {workdir}/releases/{release}"
+        )
 
 
 @release_app.command("check")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from twophase.audio.dataset import Dataset, read_source
+from twophase.audio.forget import without_forgotten
 
 DIGESTS = "digests.jsonl"
 
@@ -21,7 +22,7 @@ def generate(
 ) -> Dataset:
     """The dataset at `data`, or `per_label` rendered clips of every label of the synthesiser where it is empty."""
     if data:
-        return read_source(data, wanted, workdir / DIGESTS)
+        return without_forgotten(read_source(data, wanted, workdir / DIGESTS), workdir)
     from twophase.audio import synth
 
     folder = workdir / "synth" / f"{per_label}-{seed}"
@@ -33,4 +34,4 @@ def generate(
             progress(next(done), len(labels))
 
         synth.write_clips(folder, per_label, seed, labels, report)
-    return read_source(folder, wanted, workdir / DIGESTS)
+    return without_forgotten(read_source(folder, wanted, workdir / DIGESTS), workdir)
