@@ -21,7 +21,7 @@ from typing import Any
 from _report import at_least, at_most, emit, machine, row
 from serving import bare_rate, clip
 
-from twophase.local.batch import Plan, progress, write_plan
+from twophase.local.batch import Plan, index, progress, write_plan
 
 
 def job(release: Path, clips: int, folder: Path) -> tuple[float, float]:
@@ -32,13 +32,17 @@ def job(release: Path, clips: int, folder: Path) -> tuple[float, float]:
         for i in range(clips):
             file.write(json.dumps({"key": i, "audio_bytes": {"b64": encoded}}) + "\n")
     stat = source.stat()
+    inputs = [(str(source), stat.st_size, stat.st_mtime_ns)]
+    started = time.perf_counter()
+    total, starts = index(inputs)
     plan = Plan(
         release=str(release),
-        inputs=[(str(source), stat.st_size, stat.st_mtime_ns)],
+        inputs=inputs,
         format="jsonl",
         buckets={},
         output=str(folder / "out"),
-        total=clips,
+        total=total,
+        starts=starts,
         echo=True,
         key_field="key",
         included=[],
@@ -48,7 +52,6 @@ def job(release: Path, clips: int, folder: Path) -> tuple[float, float]:
     work.mkdir()
     write_plan(work, plan)
     count = len(os.sched_getaffinity(0))
-    started = time.perf_counter()
     command = [sys.executable, "-m", "twophase.local.batch", str(work)]
     for process in [subprocess.Popen([*command, str(i), str(count)]) for i in range(count)]:
         if process.wait():

@@ -161,8 +161,14 @@ class BatchJobs:
 
     def _run(self, kind: str, name: str) -> None:
         job = self._folder_of(name)
-        if not self._submit(lambda: self._start(kind, name, job)).result():
+        body = self._submit(lambda: self._store.get(kind, name)).result()
+        if body is None or body["state"] in _ENDED:
             return  # cancelled or deleted while it waited
+        if not (job / "plan.json").is_file():
+            self._plan(kind, body, job)
+        started = {"state": "JOB_STATE_RUNNING", "startTime": body.get("startTime") or now()}
+        if not self._submit(lambda: self._advance(kind, name, **started)).result():
+            return
         count = os.cpu_count() or 1
         command = [sys.executable, "-m", "twophase.local.batch", str(job)]
         self._running = [
@@ -180,39 +186,38 @@ class BatchJobs:
         ]
         self._end(kind, name, "JOB_STATE_FAILED" if wrong else "JOB_STATE_SUCCEEDED", wrong[0] if wrong else "")
 
-    def _start(self, kind: str, name: str, job: Path) -> bool:
-        body = self._store.get(kind, name)
-        if body is None or body["state"] in _ENDED:
-            return False
-        if not (job / "plan.json").is_file():
-            inputs = self._inputs(body["inputConfig"]["gcsSource"]["uris"])
-            config = body.get("instanceConfig", {})
-            plan = batch.Plan(
-                release=str(self._artifacts.path(body[_ARTIFACT])),
-                inputs=inputs,
-                format=body["inputConfig"]["instancesFormat"],
-                buckets={bucket: str(self._buckets.folder(f"gs://{bucket}")) for bucket in self._buckets.names()},
-                output=str(self._buckets.folder(body["outputInfo"]["gcsOutputDirectory"])),
-                total=sum(1 for _ in batch.lines(inputs)),
-                echo=kind == _KIND,
-                key_field=config.get("keyField", ""),
-                included=config.get("includedFields", []),
-                excluded=config.get("excludedFields", []),
-                parameters=body.get("modelParameters"),
-            )
-            batch.write_plan(job, plan)
-        self._set(kind, name, state="JOB_STATE_RUNNING", startTime=body.get("startTime") or now())
-        return True
+    def _plan(self, kind: str, body: JSON, job: Path) -> None:
+        """Fix what a job does. It reads every input once, so it is not the control thread's work."""
+        inputs = self._inputs(body["inputConfig"]["gcsSource"]["uris"])
+        total, starts = batch.index(inputs)
+        config = body.get("instanceConfig", {})
+        plan = batch.Plan(
+            release=str(self._artifacts.path(body[_ARTIFACT])),
+            inputs=inputs,
+            format=body["inputConfig"]["instancesFormat"],
+            buckets={bucket: str(self._buckets.folder(f"gs://{bucket}")) for bucket in self._buckets.names()},
+            output=str(self._buckets.folder(body["outputInfo"]["gcsOutputDirectory"])),
+            total=total,
+            starts=starts,
+            echo=kind == _KIND,
+            key_field=config.get("keyField", ""),
+            included=config.get("includedFields", []),
+            excluded=config.get("excludedFields", []),
+            parameters=body.get("modelParameters"),
+        )
+        batch.write_plan(job, plan)
 
     def _end(self, kind: str, name: str, state: str, reason: str) -> None:
         error = {"error": {"code": 9, "message": reason}} if reason else {}
+        self._submit(lambda: self._advance(kind, name, state=state, endTime=now(), **error)).result()
 
-        def end() -> None:
-            body = self._store.get(kind, name)
-            if body and body["state"] not in _ENDED:
-                self._set(kind, name, state=state, endTime=now(), **error)
-
-        self._submit(end).result()
+    def _advance(self, kind: str, name: str, **fields: Any) -> bool:
+        """Change a job that has not ended meanwhile; whether it had not."""
+        body = self._store.get(kind, name)
+        if body is None or body["state"] in _ENDED:
+            return False
+        self._set(kind, name, **fields)
+        return True
 
     def _set(self, kind: str, name: str, **fields: Any) -> None:
         with self._store.transaction():
