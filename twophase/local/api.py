@@ -72,13 +72,33 @@ def methods() -> tuple[Method, ...]:
     return (*found, *_OPERATIONS)
 
 
-def request_of(verb: str, path: str, query: bytes, body: bytes) -> tuple[str, JSON]:
-    """The method's name and its request as proto-JSON. Raises `Refusal` 404 for no route, 400 for a bad request."""
+def route(verb: str, path: str) -> tuple[Method, tuple[str, ...]]:
+    """The method that a request means, and what its path names. Raises `Refusal` 404 for no method."""
     for method in methods():
         match = method.path.fullmatch(path) if method.verb == verb else None
         if match:
-            return method.name, _request(method, match.groups(), query, body)
+            return method, match.groups()
     raise Refusal(404, f"{verb} {path}: is no method of the Vertex AI API v1 that this platform knows")
+
+
+def request_of(method: Method, groups: tuple[str, ...], query: bytes, body: bytes) -> JSON:
+    """A request as its official message, in proto-JSON. Raises `Refusal` 400."""
+    kind = f"{method.name}Request"
+    request: dict[str, Any] = {}
+    if method.body == "*":
+        request = _object(body)
+    elif method.body:
+        request[_camel(method.body)] = _object(body)
+    for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
+        if not name.startswith("$") and name not in _SYSTEM_PARAMETERS:
+            _set_parameter(request, _type(kind).DESCRIPTOR, name, value)
+    for field, value in zip(method.fields, groups, strict=True):
+        *outer, last = map(_camel, field.split("."))
+        inner = request
+        for step in outer:
+            inner = inner.setdefault(step, {})
+        inner[last] = value
+    return message(kind, request)
 
 
 def message(kind: str, value: JSON) -> JSON:
@@ -99,25 +119,6 @@ def _method(name: str, option: dict[str, str]) -> Method:
 
     pattern = re.sub(r"\{([\w.]+)=([^}]+)\}", group, option["uri"])
     return Method(name, option["method"].upper(), re.compile(pattern), tuple(fields), option.get("body"))
-
-
-def _request(method: Method, groups: tuple[str, ...], query: bytes, body: bytes) -> JSON:
-    kind = f"{method.name}Request"
-    request: dict[str, Any] = {}
-    if method.body == "*":
-        request = _object(body)
-    elif method.body:
-        request[_camel(method.body)] = _object(body)
-    for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
-        if not name.startswith("$") and name not in _SYSTEM_PARAMETERS:
-            _set_parameter(request, _type(kind).DESCRIPTOR, name, value)
-    for field, value in zip(method.fields, groups, strict=True):
-        *outer, last = map(_camel, field.split("."))
-        inner = request
-        for step in outer:
-            inner = inner.setdefault(step, {})
-        inner[last] = value
-    return message(kind, request)
 
 
 def _type(kind: str) -> Any:

@@ -21,7 +21,7 @@ from twophase import __version__
 from twophase.errors import TwoPhaseError
 from twophase.files import JSON
 from twophase.local import ml
-from twophase.local.api import methods, request_of
+from twophase.local.api import methods, request_of, route
 from twophase.local.artifacts import Artifacts
 from twophase.local.buckets import Buckets
 from twophase.local.endpoints import Endpoints
@@ -186,11 +186,11 @@ class Platform:
     def _call(self, verb: str, path: str, query: bytes, body: bytes) -> JSON:
         if ml.PATH.fullmatch(path):
             return self._old.answer(verb, path, query, body)
-        name, request = request_of(verb, path, query, body)
-        method = self._methods.get(re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower())
-        if method is None:
-            raise Refusal(501, f"{name}: this method of the Vertex AI API is not built here")
-        return method(request)
+        method, names = route(verb, path)
+        call = self._methods.get(re.sub(r"(?<!^)(?=[A-Z])", "_", method.name).lower())
+        if call is None:
+            raise Refusal(501, f"{method.name}: this method of the Vertex AI API is not built here")
+        return call(request_of(method, names, query, body))
 
     async def _in_control(self, call: Callable[[], T]) -> T:
         try:

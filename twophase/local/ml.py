@@ -69,6 +69,13 @@ _INPUT_FIELDS = {
     "signatureName",
     "accelerator",
 }
+_KINDS: dict[str, type] = {
+    **dict.fromkeys(("regions", "inputPaths"), list),
+    **dict.fromkeys(("onlinePredictionLogging", "onlinePredictionConsoleLogging", "isDefault"), bool),
+    **dict.fromkeys(("labels", "autoScaling", "manualScaling", "acceleratorConfig", "requestLoggingConfig"), dict),
+    **dict.fromkeys(("predictionInput", "accelerator"), dict),
+}
+"""The fields that are no strings; int64 fields are strings in proto-JSON."""
 _FORMATS = {"JSON": "jsonl", "TEXT": "jsonl"}
 _STATES = {
     "JOB_STATE_PENDING": "QUEUED",
@@ -310,9 +317,14 @@ def _object(body: bytes) -> dict[str, Any]:
 
 
 def _check_fields(given: JSON, known: set[str], what: str) -> None:
-    unknown = sorted(given.keys() - known)
-    if unknown:
-        raise Refusal(400, f"{what}: has the unknown field {unknown[0]!r}; known are {', '.join(sorted(known))}")
+    for name, value in given.items():
+        if name not in known:
+            raise Refusal(400, f"{what}: has the unknown field {name!r}; known are {', '.join(sorted(known))}")
+        kind = _KINDS.get(name, str)
+        if not isinstance(value, kind) or (
+            isinstance(value, list) and not all(isinstance(item, str) for item in value)
+        ):
+            raise Refusal(400, f"Field: {what}.{name} Error: is a {type(value).__name__}, not a {kind.__name__}")
 
 
 def _check_name(given: JSON) -> str:

@@ -130,8 +130,11 @@ class Storage:
 
     def _list(self, bucket: str, parameters: dict[str, str]) -> JSON:
         prefix, delimiter = parameters.get("prefix", ""), parameters.get("delimiter", "")
-        after = base64.urlsafe_b64decode(parameters.get("pageToken", "")).decode()
-        limit = min(int(parameters.get("maxResults") or 1000), 1000)
+        try:
+            after = base64.urlsafe_b64decode(parameters.get("pageToken", "")).decode()
+            limit = max(1, min(int(parameters.get("maxResults") or 1000), 1000))
+        except ValueError as error:
+            raise Refusal(400, f"pageToken, maxResults: {error}; give a token that a list gave, and a number") from None
         items: list[JSON] = []
         prefixes: list[str] = []
         last = ""
