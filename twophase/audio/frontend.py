@@ -95,20 +95,19 @@ class FrontEnd:
     def unit_images(self, windows: Floats) -> Floats:
         """Images before rounding: float32 [n, samples] -> float32 [n, frames, mels] in [0, 1]."""
         out = np.empty((len(windows), *self.shape), np.float32)
-        for here, unit in self._blocks(windows):
+        for here, unit in self._blocks(windows, 1.0):
             out[here] = unit
         return out
 
     def images(self, windows: Floats) -> Image:
         """Images as both models see them: float32 [n, samples] -> uint8 [n, frames, mels]."""
         out = np.empty((len(windows), *self.shape), np.uint8)
-        for here, unit in self._blocks(windows):
-            unit *= np.float32(255.0)
-            out[here] = np.rint(unit, out=unit)
+        for here, level in self._blocks(windows, 255.0):
+            out[here] = np.rint(level, out=level)
         return out
 
-    def _blocks(self, windows: Floats) -> Iterator[tuple[slice, Floats]]:
-        """Unit images by blocks that stay in the processor's cache, each in a buffer that the next one overwrites."""
+    def _blocks(self, windows: Floats, white: float) -> Iterator[tuple[slice, Floats]]:
+        """Images in [0, white] by blocks that stay in the processor's cache; each block overwrites the one before."""
         from scipy.fft import rfft  # its batched float32 transform; devices use the graph form and need no SciPy
 
         self.check(windows)
@@ -122,15 +121,14 @@ class FrontEnd:
             spectrum = rfft(np.multiply(frames[i : i + n], self.hann, out=framed[:n]), axis=-1)
             squares = spectrum.view(np.float32)
             np.square(squares, out=squares)
-            unit = mel[:n]
+            image = mel[:n]
             for bins, mels, weights in self._mel_groups:
-                np.matmul(squares[..., bins], weights, out=unit[..., mels])
-            np.maximum(unit, np.float32(self.floor), out=unit)
-            np.log(unit, out=unit)
-            unit -= unit.max(axis=(1, 2), keepdims=True)
-            unit *= np.float32(1.0 / self.range_ln)
-            unit += np.float32(1.0)
-            yield slice(i, i + n), np.maximum(unit, np.float32(0.0), out=unit)
+                np.matmul(squares[..., bins], weights, out=image[..., mels])
+            np.maximum(image, np.float32(self.floor), out=image)
+            np.log(image, out=image)
+            image *= np.float32(white / self.range_ln)
+            image += np.float32(white) - image.reshape(n, -1).max(axis=1)[:, None, None]
+            yield slice(i, i + n), np.maximum(image, np.float32(0.0), out=image)
 
     @cached_property
     def _mel_groups(self) -> list[tuple[slice, slice, Floats]]:
