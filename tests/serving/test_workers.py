@@ -17,10 +17,16 @@ BODY = {"instances": [[[0] * 64] * 61]}
 
 
 @pytest.fixture
-def program(release: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def program(release: Path, request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     with listening("127.0.0.1", 0) as free:
         port = free.getsockname()[1]
-    environment = {**os.environ, "TWOPHASE_MODEL": str(release), "AIP_HTTP_PORT": str(port), "TWOPHASE_WORKERS": "2"}
+    workers = str(getattr(request, "param", 2))
+    environment = {
+        **os.environ,
+        "TWOPHASE_MODEL": str(release),
+        "AIP_HTTP_PORT": str(port),
+        "TWOPHASE_WORKERS": workers,
+    }
     process = subprocess.Popen([sys.executable, "-m", "twophase.serving", "serve"], env=environment)
     url = f"http://127.0.0.1:{port}"
     while process.poll() is None:
@@ -67,6 +73,7 @@ def test_connections_are_spread_evenly_and_a_dead_worker_is_replaced(program: tu
     assert len(children(process.pid)) == 2
 
 
+@pytest.mark.parametrize("program", [1, 2], indirect=True)
 def test_sigterm_ends_every_process_well(program: tuple) -> None:
     process, _ = program
     workers = children(process.pid)

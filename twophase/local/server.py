@@ -11,7 +11,7 @@ from pathlib import Path
 from twophase.errors import TwoPhaseError, UsageError
 from twophase.files import locked
 from twophase.local.process import announce, last_port
-from twophase.serving.server import listening, options
+from twophase.serving.server import end_on_signals, listening, options
 
 
 def run(
@@ -24,6 +24,7 @@ def run(
     """Answer until told to stop. Raises `TwoPhaseError` when the home is held, or the port taken."""
     if not token and not _is_loopback(host):
         raise UsageError(f"--host {host}: others could reach the platform there; give a --token too, or use 127.0.0.1")
+    end_on_signals()
     home = home.absolute()
     with locked(home, "the platform's folder"):
         import uvicorn

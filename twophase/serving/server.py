@@ -6,6 +6,7 @@ reproduced its golden windows. SIGTERM lets requests that are under way end.
 """
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ def serve(release: Path, port: int, host: str = "0.0.0.0") -> None:  # a contain
     """Answer until SIGTERM or SIGINT. Raises when the release may not be served, or the port is taken."""
     from twophase.serving import workers
 
+    end_on_signals()
     app = App(Predictor(release), *routes_of(os.environ))
     with listening(host, port) as listener:
         workers.run(app, listener, workers_of(os.environ), options())
@@ -78,6 +80,17 @@ def options() -> dict[str, Any]:
         "timeout_graceful_shutdown": 30,
         "backlog": 2048,
     }
+
+
+def end_on_signals() -> None:
+    """Let SIGTERM and SIGINT end the program in order, by way of its `finally`s, with exit code 0.
+
+    uvicorn raises the signal again once it has drained; by default that would end the process on the spot.
+    """
+    import signal
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
 
 
 def listening(host: str, port: int) -> Any:
