@@ -22,10 +22,11 @@ def collect_images(
     from twophase.progress import step
 
     with step("collect images") as say:
-        wanted = dataset.read(Path(clips.path)).wanted
-        found = collect([Path(m) for m in made], [Path(s) for s in shards], wanted, Path(workdir) / "set", on_bad_clip)
+        read = dataset.read(Path(clips.path))
+        results, manifests = [Path(m) for m in made], [Path(s) for s in shards]
+        found = collect(results, manifests, read.wanted, Path(workdir) / "set", on_bad_clip, read.skipped)
         images.uri = str(Path(workdir) / "set")
         images.metadata.update(digest=found.digest, images=len(found), clips=len(found.clips), left_out=len(found.bad))
         say.result(
-            f"{len(found)} images of {len(found.clips)} clips, {len(found.bad)} clips cannot be used", bad=found.bad
+            f"{len(found)} images of {len(found.clips)} clips, {len(found.bad)} files left out", left_out=found.bad
         )

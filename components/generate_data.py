@@ -19,6 +19,5 @@ def generate_data(data: str, wanted: str, workdir: str, synth_per_label: int, se
         found = generate(data, names, Path(workdir), int(synth_per_label), int(seed), say.at)
         dataset.write(Path(clips.path), found)
         clips.metadata.update(clips=len(found.clips), labels=list(found.labels), wanted=list(found.wanted))
-        words = f"{len(found.clips)} clips of {len(found.labels)} labels, {len(found.skipped)} files left out"
-        say.result(words, skipped=found.skipped)
+        say.result(f"{len(found.clips)} clips of {len(found.labels)} labels")
     return len(found.clips)

@@ -74,6 +74,7 @@ def tiny_release(tiny_pair: TinyPair) -> Path:
     judged = judge(
         images, tiny_pair.gate, tiny_pair.classifier, DEFAULT_RULE, tiny_pair.workdir, lambda by, total: None
     )
-    heard = [(c.sha256, c.group) for c in images.clips if c.split != "test"]
     releases = tiny_pair.workdir / "releases"
-    return export(tiny_pair.gate, tiny_pair.classifier, judged.point, judged.metrics, judged.lineage, heard, releases)
+    return export(
+        tiny_pair.gate, tiny_pair.classifier, judged.point, judged.metrics, judged.lineage, images.clips, releases
+    )

@@ -1,16 +1,19 @@
 """Files that are whole or absent: written aside, synced, renamed; and the digests that prove it.
 
-A crash leaves at most a `.tmp-<process>-<name>` beside the target, which nothing reads and which the next writer of
-that target removes, once its process is gone.
+A crash leaves at most a `.tmp-<machine>.<process>-<name>` beside the target, which nothing reads and which the next
+writer of that target on that machine removes, once its process is gone.
 """
 
 import errno
 import fcntl
 import glob
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +36,21 @@ def digest(data: bytes | Path) -> str:
 def digest_of(value: JSON) -> str:
     """`sha256` of a JSON value in canonical form (sorted keys, no spaces)."""
     return digest(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
+
+
+def code_digest(*modules: str) -> str:
+    """`sha256` of modules' source files, and of all modules of those that are packages; nothing is imported.
+
+    What is kept by content is kept by the code that made it too: another version of the code makes it again.
+    """
+    files: list[Path] = []
+    for name in modules:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:
+            raise ModuleNotFoundError(f"there is no module {name}")
+        origin = Path(spec.origin)
+        files += sorted(origin.parent.glob("*.py")) if origin.name == "__init__.py" else [origin]
+    return digest_of([[path.name, digest(path)] for path in files])
 
 
 @contextmanager
@@ -91,11 +109,12 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 def _aside(path: Path) -> Path:
     """Where this process writes what becomes `path`; what dead processes left there is removed."""
-    for left in path.parent.glob(f".tmp-*-{glob.escape(path.name)}"):
-        process = left.name.split("-")[1]
+    machine = socket.gethostname()
+    for left in path.parent.glob(f".tmp-{glob.escape(machine)}.*-{glob.escape(path.name)}"):
+        process = left.name.removeprefix(f".tmp-{machine}.").split("-")[0]
         if process == str(os.getpid()) or not Path(f"/proc/{process}").exists():
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-    return path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    return path.with_name(f".tmp-{machine}.{os.getpid()}-{path.name}")
 
 
 def sync(directory: Path) -> None:
@@ -124,9 +143,13 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        for wait in (0.05, 0.1, 0.2, 0.4, 0.0):  # whoever asks whether it is held holds it for a moment
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(wait)
+        else:
             file.seek(0)
             holder = file.read().strip() or "unknown"
             raise TwoPhaseError(

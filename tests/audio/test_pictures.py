@@ -12,7 +12,7 @@ from PIL import Image
 
 from twophase.audio.dataset import SPLITS, read_source
 from twophase.audio.frontend import FRONT_END, SAMPLE_RATE
-from twophase.audio.images import ImageSet, collect, make_pack, plan
+from twophase.audio.images import ImageSet, make_all
 from twophase.audio.pictures import contact_sheet, example_rows, export_png, file_name, picture
 from twophase.errors import TwoPhaseError
 
@@ -32,9 +32,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
     with (home / "labels.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("fname", "label", "split"), *rows])
     dataset = read_source(home, ["low", "high/er"])
-    shards = plan(dataset.clips, home / "plan", len(dataset.clips))
-    pack = make_pack(home / "store", dataset.clips)
-    return collect([pack], shards, dataset.wanted, home / "set", "fail")
+    return make_all(home, dataset, "fail", lambda done, total: None)
 
 
 def test_an_export_read_by_flow_from_directory_is_the_stored_images(images: ImageSet, tmp_path: Path) -> None:

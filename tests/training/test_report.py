@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from twophase.audio.dataset import SPLITS, Clip, read_source
 from twophase.audio.frontend import SAMPLE_RATE
-from twophase.audio.images import ImageSet, collect, make_pack, plan
+from twophase.audio.images import ImageSet, make_all
 from twophase.errors import TwoPhaseError
 from twophase.release import manifest
 from twophase.release.manifest import EXTRA, NONE, Manifest
@@ -107,8 +107,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
         csv.writer(file).writerows([("fname", "label", "split"), *rows, ("<b>bad.wav", "flute", "test")])
     (home / "<b>bad.wav").write_text("no sound")
     dataset = read_source(home, WANTED)
-    shards = plan(dataset.clips, home / "plan", len(dataset.clips))
-    images = collect([make_pack(home / "store", dataset.clips)], shards, dataset.wanted, home / "set", "skip")
+    images = make_all(home, dataset, "skip", lambda done, total: None)
     for name in ("gate", "classifier"):
         curves = {
             "loss": [1.0, 0.5],

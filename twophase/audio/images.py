@@ -14,7 +14,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -54,7 +53,7 @@ def plan(clips: Iterable[Clip], folder: Path, count: int) -> list[Path]:
         with ExitStack() as stack:
             files = [stack.enter_context(path.open("w", encoding="utf-8")) for path in paths]
             for clip in clips:
-                files[int(clip.sha256[:8], 16) * shards >> 32].write(json.dumps(asdict(clip)) + "\n")
+                files[int(clip.sha256[:8], 16) * shards >> 32].write(json.dumps(clip.to_json()) + "\n")
     except OSError as error:
         raise disk_error(folder, error) from error
     return [path for path in paths if path.stat().st_size]
@@ -80,15 +79,21 @@ def make_all(workdir: Path, dataset: Dataset, on_bad_clip: str, progress: Callab
     with locked(workdir, "this workdir"):
         shards = plan(dataset.clips, workdir / "shards", len(dataset.clips))
         made = [make_shard(workdir / "images", shard, report) for shard in shards]
-        return collect(made, shards, dataset.wanted, workdir / "set", on_bad_clip)
+        return collect(made, shards, dataset.wanted, workdir / "set", on_bad_clip, dataset.skipped)
 
 
 def collect(
-    made: Sequence[Path], shards: Sequence[Path], wanted: Sequence[str], folder: Path, on_bad_clip: str
+    made: Sequence[Path],
+    shards: Sequence[Path],
+    wanted: Sequence[str],
+    folder: Path,
+    on_bad_clip: str,
+    skipped: Sequence[tuple[str, str]] = (),
 ) -> "ImageSet":
     """Join what came of the shards into an image set at `folder`; return it. Packs that it does not use are deleted.
 
-    `on_bad_clip` is `skip` (bad clips are named in the set) or `fail`. Raises `TwoPhaseError` for bad clips under
+    `on_bad_clip` is `skip` (bad clips are named in the set) or `fail`; `skipped` are files that were left out before,
+    with the reason why, which the set names too. Raises `TwoPhaseError` for bad clips under
     `fail`, for a clip no pack has, for a label without enough usable clips, and for clips on both sides of the split.
     """
     sides, labels, identity = Sides(), _Labels(wanted), hashlib.sha256()
@@ -105,20 +110,20 @@ def collect(
                     continue
                 labels.add(clip)
                 line = {"pack": pack.stem, "start": entry.start, "rows": entry.rows, "seconds": entry.seconds}
-                file.write(json.dumps({**asdict(clip), **line}) + "\n")
-                identity.update(json.dumps([clip.sha256, clip.label, clip.split, entry.rows]).encode())
+                file.write(json.dumps({**clip.to_json(), **line}) + "\n")
+                identity.update(json.dumps([clip.sha256, clip.label, clip.group, clip.split, entry.rows]).encode())
         if bad and on_bad_clip == "fail":
             listed = "\n".join(f"  {name}: {reason}" for name, reason in bad)
             count = f"{len(bad)} clip{'s' * (len(bad) != 1)}"
             raise TwoPhaseError(f"{count} cannot be used (--on-bad-clip skip leaves them out):\n{listed}")
-        labels.check()
+        labels.check(bad)
     home = next(iter(used)).parent
     identity.update(json.dumps(sorted(wanted)).encode())
     header = {
         "front_end": FRONT_END.fingerprint,
         "home": str(home),
         "wanted": list(wanted),
-        "bad": bad,
+        "bad": [*skipped, *bad],
         "digest": identity.hexdigest(),
         "clips": digest(folder / "clips.jsonl"),
     }
@@ -231,19 +236,20 @@ class _Labels:
         self._all[clip.label] += 1
         self._trained[clip.label] += clip.split == "train"
 
-    def check(self) -> None:
-        """Raise `TwoPhaseError` unless every label can be learned."""
+    def check(self, bad: Sequence[tuple[str, str]]) -> None:
+        """Raise `TwoPhaseError` unless every label can be learned; `bad` are the clips that could not be used."""
+        because = f"; {len(bad)} cannot be used: " + "; ".join(f"{n} {r}" for n, r in bad[:3]) if bad else ""
         if not self._all:
-            raise TwoPhaseError("no clip of the data can be used; give WAV, FLAC, Ogg or MP3 files with sound in them")
+            raise TwoPhaseError(f"no clip of the data can be used; give WAV, FLAC, Ogg or MP3 files{because}")
         for label in sorted({*self._all, *self._wanted}):
             count = self._all[label]
             if count < 2:
                 raise TwoPhaseError(
                     f"label {label!r} has {count} usable clip{'s' * (count != 1)}; "
-                    "at least 2 from different recordings are needed, and 20 are a sensible start"
+                    f"at least 2 from different recordings are needed, and 20 are a sensible start{because}"
                 )
             if not self._trained[label]:
                 raise TwoPhaseError(
                     f"label {label!r} has no clip in the train split ({count} in all); add clips of other recordings, "
-                    "or give a split column"
+                    f"or give a split column{because}"
                 )

@@ -6,15 +6,20 @@ agree is `release.json` written and the directory renamed. A crash leaves a `.tm
 """
 
 import datetime
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from twophase import __version__
+from twophase.audio import sources
+from twophase.audio.dataset import Clip
+from twophase.audio.decode import BadClip, decode
 from twophase.audio.frontend import FRONT_END, SAMPLE_RATE, Floats
+from twophase.audio.windows import audible, cut
 from twophase.files import digest, new_directory, read_json
+from twophase.release import heard
 from twophase.release.golden import GOLDEN, PROBABILITY_TOLERANCE
 from twophase.release.manifest import (
     EXTRA,
@@ -33,11 +38,13 @@ from twophase.release.runtime import Classifier, Gate
 if TYPE_CHECKING:
     import keras
 
-HEARD = f"{EXTRA}/heard.csv"
-"""Which clips and groups the pair learned from or was tuned on: the first 16 hex digits of their digests."""
-
 GATE_TOLERANCE = 0.5
-"""Between the float gate and its int8 weights, in logits; how many decisions differ is measured on real windows."""
+"""Between the float gate and its int8 weights on golden windows, in logits."""
+
+DECISIONS_TOLERANCE = 0.005
+"""Share of the validation windows on which the exported gate may decide otherwise than the Keras gate."""
+
+_DECISION_CLIPS = 200
 
 
 def export(
@@ -46,13 +53,14 @@ def export(
     point: OperatingPoint,
     metrics: dict[str, Any],
     lineage: dict[str, Any],
-    heard: Iterable[tuple[str, str]],
+    clips: Sequence[Clip],
     releases: Path,
 ) -> Path:
     """Export the trained models at `gate` and `classifier` to `releases/<id>` and return that folder.
 
-    `heard` are (clip digest, group) of every training and validation clip. A release that is there already is verified
-    and returned: the same pair has the same id. Raises `ReleaseError` when the exports disagree.
+    `clips` are all clips of the dataset: which of them were heard is noted, and on the validation clips the exported
+    gate must decide as the Keras gate does. A release that is there already is verified and returned: the same pair has
+    the same id. Raises `ReleaseError` when the exports disagree.
     """
     trained = read_json(classifier / "history.json", "trained classifier")
     labels = tuple(trained["labels"])
@@ -78,8 +86,8 @@ def export(
             (folder / EXTRA / file).write_bytes((model / file).read_bytes())
         _write_golden(folder)
         _check_parity(folder, gate_network, network, name)
-        lines = sorted({(clip[:16], digest(group.encode())[:16]) for clip, group in heard})
-        (folder / HEARD).write_text("clip,group\n" + "".join(f"{c},{g}\n" for c, g in lines))
+        parity = _check_decisions(folder, gate_network, point.threshold, clips, name)
+        heard.write(folder, heard.lines_of(clips))
         manifest = Manifest(
             id=name,
             labels=labels,
@@ -87,7 +95,7 @@ def export(
             operating_point=point,
             computes=computes,
             digests=files_of(folder),
-            metrics=metrics,
+            metrics={**metrics, "parity": parity},
             lineage=lineage,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             twophase=__version__,
@@ -115,6 +123,31 @@ def golden_windows() -> Floats:
     )
     scaled = np.stack([0.5 * s / np.abs(s).max() for s in sounds])
     return np.asarray(np.round(scaled * 32767) / 32768, np.float32)  # exact as 16-bit WAV
+
+
+def _check_decisions(
+    folder: Path, gate_network: "keras.Model", threshold: float, clips: Sequence[Clip], name: str
+) -> dict[str, Any]:
+    """Exported against Keras gate on real windows, at the operating point: the share that differs."""
+    gate, windows = _exported(folder)[0], []
+    for clip in [c for c in clips if c.split == "validation"][:_DECISION_CLIPS]:
+        try:
+            heard_windows = cut(decode(sources.read(clip.path), clip.name))
+            windows.append(heard_windows[audible(heard_windows)])
+        except (BadClip, sources.Unreachable):
+            continue
+    if not windows:
+        return {"windows": 0, "decisions_differ": None}
+    every = np.concatenate(windows)
+    images = FRONT_END.images(every)[..., None].astype(np.float32)
+    expected = gate_network.predict(images, batch_size=256, verbose=0)[:, 0] >= threshold
+    differ = float(((gate.scores(every) >= threshold) != expected).mean())
+    if differ > DECISIONS_TOLERANCE:
+        raise ReleaseError(
+            f"{name}: the exported gate decides otherwise than the Keras gate on {differ:.2%} of {len(every)} "
+            f"validation windows, at most {DECISIONS_TOLERANCE:.1%} is accepted; the release was not made"
+        )
+    return {"windows": len(every), "decisions_differ": differ}
 
 
 def _write_golden(folder: Path) -> None:

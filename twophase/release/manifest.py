@@ -102,7 +102,9 @@ def read(release: Path) -> Manifest:
     """The manifest of a release folder. Raises `ReleaseError` when it is none, or of another schema."""
     path = release / EXTRA / "release.json"
     if not path.is_file():
-        raise ReleaseError(f"{release}: is no release: it has no {EXTRA}/release.json; give a folder that `twophase` exported")
+        raise ReleaseError(
+            f"{release}: is no release: it has no {EXTRA}/release.json; give a folder that `twophase` exported"
+        )
     value = read_json(path, "release manifest")
     if not isinstance(value, dict) or value.get("schema") != SCHEMA:
         found = value.get("schema") if isinstance(value, dict) else type(value).__name__
@@ -120,8 +122,13 @@ def verify(release: Path) -> Manifest:
     found = files_of(release)
     for name in sorted(manifest.digests.keys() | found.keys()):
         if found.get(name) != manifest.digests.get(name):
-            state = "is missing" if name not in found else "was added" if name not in manifest.digests else "was changed"
-            raise ReleaseError(f"{release}: {name} {state} since the export; take an untouched copy of {manifest.id}")
+            state = (
+                "is missing" if name not in found else "was added" if name not in manifest.digests else "was changed"
+            )
+            raise ReleaseError(
+                f"{release}: {name} {state} since the export; "
+                f"remove the folder and export it again, or take an untouched copy of {manifest.id}"
+            )
     return manifest
 
 

@@ -21,8 +21,9 @@ import soundfile
 
 from twophase.audio.frontend import SAMPLE_RATE
 from twophase.errors import TwoPhaseError
+from twophase.files import new_directory
 from twophase.release.golden import GOLDEN, PROBABILITY_TOLERANCE
-from twophase.release.manifest import NONE, read
+from twophase.release.manifest import NONE, read, verify
 
 SERVER_IMAGE = "twophase/server:0.1.0"
 CANARY_PERCENT = 10
@@ -73,26 +74,24 @@ class Registry:
         local = api_endpoint.startswith("http://")
         if local:  # the SDK stages a local folder in a bucket first: the platform's own
             os.environ["STORAGE_EMULATOR_HOST"] = api_endpoint
-        how = {"api_transport": "rest", "credentials": AnonymousCredentials()} if local else {}
+        self._project, self._credentials = project, AnonymousCredentials() if local else None
+        how = {"api_transport": "rest", "credentials": self._credentials} if local else {}
         aiplatform.init(project=project, location=region, api_endpoint=api_endpoint or None, **how)
         self._sdk = aiplatform
         self.address = api_endpoint or f"{region}-aiplatform.googleapis.com"
 
     @_in_words
     def champion(self, model: str, releases: Path) -> Path | None:
-        """The folder of the release behind the model's default version, looked for in `releases`; None if none is."""
-        found = self._model(model)
-        if found is None:
+        """The folder of the release that has the endpoint's traffic, fetched into `releases`; None where none has."""
+        endpoint = self._endpoint(model)
+        live = max((endpoint.traffic_split or {}).items(), key=lambda item: item[1], default=None) if endpoint else None
+        if endpoint is None or live is None or not live[1]:
             return None
-        name = found.labels.get("release", "")
-        folder = releases / name if name else Path(found.uri or "")
+        deployed = next(d for d in endpoint.list_models() if d.id == live[0])
+        found = self._sdk.Model(f"{deployed.model}@{deployed.model_version_id}")
+        folder = releases / str(found.labels.get("release", "not-named"))
         if not folder.is_dir():
-            folder = Path(found.uri or "")
-        if not folder.is_dir():
-            raise TwoPhaseError(
-                f"{found.versioned_resource_name}: its release {name or '(not named)'} is neither in {releases} nor at "
-                f"{found.uri}; copy it into {releases} so that the new one can be compared with it"
-            )
+            self._fetch(found, folder)
         return folder
 
     @_in_words
@@ -109,6 +108,8 @@ class Registry:
                 known = self._sdk.Model(f"{parent.resource_name}@{version.version_id}")
                 if known.labels.get("release") == manifest.id:
                     return str(known.versioned_resource_name)
+        if uri is None:
+            self._stage()
         uploaded = self._sdk.Model.upload(
             display_name=model,
             artifact_uri=uri or str(release),
@@ -128,35 +129,74 @@ class Registry:
         """Make a registered version live and return the endpoint's resource name. Raises `SmokeTestFailed`."""
         chosen = self._sdk.Model(version)
         endpoint = self._endpoint(model) or self._sdk.Endpoint.create(display_name=model)
-        before = {d.id: d for d in endpoint.list_models()}
-        traffic = dict(endpoint.traffic_split)
-        if not any(
-            d.model == chosen.resource_name and d.model_version_id == chosen.version_id for d in before.values()
-        ):
-            endpoint.deploy(
-                chosen,
-                deployed_model_display_name=read(release).id,
-                traffic_percentage=CANARY_PERCENT if before else 100,
-                machine_type=MACHINE,
-                min_replica_count=1,
-            )
-        new = next(
-            d.id
-            for d in endpoint.list_models()
-            if d.model == chosen.resource_name and d.model_version_id == chosen.version_id
-        )
-        try:
-            self._smoke(endpoint, release, new)
-        except SmokeTestFailed:
-            if new not in before:
-                endpoint.undeploy(new, traffic_split=traffic or {})
-            raise
-        endpoint.update(traffic_split={new: 100, **{d: 0 for d in before if d != new}})
-        for old in before:
-            if old != new:
-                endpoint.undeploy(old)
+        new = self._deployed(endpoint, chosen)
+        # What is at 100 % is live; a smaller share is a canary that an interrupted deployment left behind.
+        if new is None or endpoint.traffic_split.get(new) != 100:
+            if new is None:
+                endpoint.deploy(
+                    chosen,
+                    deployed_model_display_name=read(release).id,
+                    traffic_percentage=CANARY_PERCENT if endpoint.traffic_split else 100,
+                    machine_type=MACHINE,
+                    min_replica_count=1,
+                )
+            new = self._deployed(endpoint, chosen)
+            try:
+                self._smoke(endpoint, release, new)
+                endpoint.update(traffic_split={d.id: 100 if d.id == new else 0 for d in endpoint.list_models()})
+            except BaseException:
+                self._take_back(endpoint, new)
+                raise
+        for old in [d.id for d in endpoint.list_models() if d.id != new]:
+            endpoint.undeploy(old)
         chosen.versioning_registry.add_version_aliases(["default"], chosen.version_id)
         return str(endpoint.resource_name)
+
+    def _stage(self) -> None:
+        """Name a bucket of our own for local folders: the SDK does not trust one that it finds by itself."""
+        name = f"{self._project}-twophase-staging"
+        bucket = self._storage().bucket(name)
+        if not bucket.exists():
+            bucket.create()
+        self._sdk.init(staging_bucket=f"gs://{name}")
+
+    def _storage(self) -> Any:
+        from google.cloud import storage
+
+        how = {"client_options": {"api_endpoint": self.address}} if self.address.startswith("http://") else {}
+        return storage.Client(project=self._project, credentials=self._credentials, **how)
+
+    def _deployed(self, endpoint: Any, model: Any) -> Any:
+        """The id under which a version is deployed, or None."""
+        return next(
+            (
+                d.id
+                for d in endpoint.list_models()
+                if d.model == model.resource_name and d.model_version_id == model.version_id
+            ),
+            None,
+        )
+
+    def _take_back(self, endpoint: Any, new: str) -> None:
+        """Undeploy a canary and give its share back to the version that has the most of the rest."""
+        rest = {d: share for d, share in endpoint.traffic_split.items() if d != new and share}
+        live = max(rest, key=lambda d: rest[d]) if rest else None
+        endpoint.undeploy(new, traffic_split={live: 100} if live else {})
+
+    def _fetch(self, model: Any, folder: Path) -> None:
+        """Copy a version's release from where the cloud keeps it."""
+        if not str(model.uri).startswith("gs://"):
+            raise TwoPhaseError(
+                f"{model.versioned_resource_name}: its release is neither at {folder} nor in a bucket ({model.uri}); "
+                f"copy it to {folder} so that the new one can be compared with it"
+            )
+        bucket, _, prefix = str(model.uri).removeprefix("gs://").partition("/")
+        with new_directory(folder) as aside:
+            for blob in self._storage().list_blobs(bucket, prefix=prefix.rstrip("/") + "/"):
+                name = blob.name.removeprefix(prefix.rstrip("/") + "/")
+                (aside / name).parent.mkdir(parents=True, exist_ok=True)
+                blob.download_to_filename(aside / name)
+            verify(aside)
 
     def _smoke(self, endpoint: Any, release: Path, deployed: str) -> None:
         manifest = read(release)

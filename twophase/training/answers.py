@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from twophase.audio import sources
 from twophase.audio.dataset import Clip
 from twophase.audio.decode import BadClip, decode
 from twophase.audio.frontend import Floats
@@ -74,16 +75,17 @@ def ask(
     local = threading.local()
     heard = Field(condition, clips, names[:-1])
 
-    def answer(clip: Clip) -> tuple[float, Floats] | str:
+    def answer(clip: Clip) -> tuple[float, Floats, int] | str:
         if not hasattr(local, "pair"):
             local.pair = Gate(gate), Classifier(classifier)
         try:
-            pcm = heard(clip, decode(Path(clip.path), clip.name))
-        except BadClip as error:
+            data = sources.read(clip.path)
+            pcm = heard(clip, decode(data, clip.name))
+        except (BadClip, sources.Unreachable) as error:
             return error.reason
-        return local.pair[0].clip_score(pcm), local.pair[1].clip_probabilities(pcm)
+        return local.pair[0].clip_score(pcm), local.pair[1].clip_probabilities(pcm), len(data)
 
-    good: list[tuple[Clip, float, Floats]] = []
+    good: list[tuple[Clip, float, Floats, int]] = []
     bad: list[tuple[str, str]] = []
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for clip, found in zip(clips, pool.map(answer, clips), strict=True):
@@ -93,11 +95,11 @@ def ask(
             else:
                 good.append((clip, *found))
     return Answers(
-        tuple(c for c, _, _ in good),
+        tuple(c for c, _, _, _ in good),
         tuple(names),
-        np.array([g for _, g, _ in good], np.float32),
-        np.array([p for _, _, p in good], np.float32).reshape(len(good), len(names)),
-        np.array([Path(c.path).stat().st_size for c, _, _ in good], np.int64),
+        np.array([g for _, g, _, _ in good], np.float32),
+        np.array([p for _, _, p, _ in good], np.float32).reshape(len(good), len(names)),
+        np.array([n for _, _, _, n in good], np.int64),
         tuple(bad),
     )
 

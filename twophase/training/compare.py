@@ -1,8 +1,8 @@
 """Champion and challenger: is the new release better, on the same clips, than the live one?
 
-Both are asked about the challenger's test clips: clips that neither of them learned from, since a clip's side of the
-split never changes. The difference of their end-to-end accuracies is bootstrapped over groups; better or worse means
-that its 95 % interval lies on one side of zero.
+Both are asked about the challenger's test clips that the champion has not heard either (all of them, unless somebody
+edited groups or splits since). The difference of their end-to-end accuracies is bootstrapped over groups; better or
+worse means that its 95 % interval lies on one side of zero.
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twophase.audio.frontend import Floats
+from twophase.errors import TwoPhaseError
+from twophase.release.heard import unheard
 from twophase.release.manifest import EXTRA, NONE, read
 from twophase.training.answers import Answers, ask
 from twophase.training.evaluate import bootstrap, right
@@ -33,14 +35,24 @@ def against_champion(challenger: Judgement, release: Path, champion: Path | None
     old, new = read(champion), read(release)
     if old.id == new.id:
         return Verdict("not shown", f"{new.id} is live already")
-    if old.labels != new.labels or old.fingerprint != new.fingerprint:
-        return Verdict(
-            "better", f"{old.id} answers another question (labels or front end differ), so {new.id} goes ahead"
+    if old.fingerprint != new.fingerprint:
+        return Verdict("better", f"{old.id} has another front end, so {new.id} goes ahead")
+    if not set(old.labels) <= set(new.labels):
+        gone = ", ".join(sorted(set(old.labels) - set(new.labels)))
+        raise TwoPhaseError(
+            f"{new.id} does not name {gone}, which the live {old.id} does; give another --model if it is for another "
+            "task, or train with these labels too"
         )
-    test = challenger.test
-    theirs = ask(
-        champion / EXTRA / "gate.tflite", champion / EXTRA / "classifier.tflite", (*old.labels, NONE), test.clips
-    )
+    if old.labels != new.labels:
+        return Verdict("better", f"{new.id} names more labels than {old.id}, so it goes ahead")
+    fresh = unheard(champion, challenger.test.clips)
+    extra = champion / EXTRA
+    theirs = ask(extra / "gate.tflite", extra / "classifier.tflite", (*old.labels, NONE), fresh)
+    answered = {c.sha256 for c in theirs.clips}
+    if not answered:
+        return Verdict("not shown", f"{old.id} has heard every test clip, so {new.id} cannot be compared with it")
+    kept = [i for i, c in enumerate(challenger.test.clips) if c.sha256 in answered]
+    test = challenger.test.at(np.array(kept, np.int64))
     return compare(test, challenger.point.threshold, theirs, old.operating_point.threshold, new.id, old.id)
 
 

@@ -4,7 +4,6 @@ Clips and groups that a release learned from, or on which its threshold was chos
 figures on those would flatter.
 """
 
-import csv
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,9 +13,9 @@ from typing import Any
 from twophase.audio.dataset import Clip, find_clips
 from twophase.display import table
 from twophase.errors import TwoPhaseError
-from twophase.files import digest, new_directory
-from twophase.release import manifest
-from twophase.release.export import HEARD
+from twophase.files import new_directory
+from twophase.release import heard, manifest
+from twophase.release.heard import unheard
 from twophase.release.manifest import EXTRA, NONE, Manifest
 from twophase.training import compare as comparison
 from twophase.training.answers import Answers, ask
@@ -45,15 +44,17 @@ def tune(release: Path, data: Path, rule: str, progress: Progress) -> dict[str, 
     """Choose the threshold again on the validation clips of `data`; write the new release beside the old one."""
     found = _verified(release)
     clips, _ = find_clips(data)
-    validation = [c for c in clips if c.split == "validation"]
+    validation = unheard(release, [c for c in clips if c.split == "validation"], ("train",))
     point = choose(_answers(release, found, validation, progress), parse_rule(rule))
     name = manifest.release_id(found.labels, found.computes, point.threshold)
     target = release.resolve().parent / name
     if not target.exists():
         with new_directory(target) as folder:
             shutil.copytree(release, folder, dirs_exist_ok=True)
-            lineage = {**found.lineage, "tuned_from": found.id}
-            manifest.write(folder, replace(found, id=name, operating_point=point, lineage=lineage, metrics={}))
+            heard.write(folder, heard.read(release) | heard.lines_of(validation))
+            lineage, digests = {**found.lineage, "tuned_from": found.id}, manifest.files_of(folder)
+            tuned = replace(found, id=name, operating_point=point, lineage=lineage, metrics={}, digests=digests)
+            manifest.write(folder, tuned)
     return {"release": str(target), "release_id": name, "operating_point": point.__dict__}
 
 
@@ -71,14 +72,6 @@ def compare(challenger: Path, champion: Path, data: Path, progress: Progress) ->
     return comparison.compare(
         ours, new.operating_point.threshold, theirs, old.operating_point.threshold, new.id, old.id
     )
-
-
-def unheard(release: Path, clips: Sequence[Clip]) -> list[Clip]:
-    """The clips of which neither the content nor the group was learned from."""
-    with (release / HEARD).open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    heard_clips, heard_groups = {r["clip"] for r in rows}, {r["group"] for r in rows}
-    return [c for c in clips if c.sha256[:16] not in heard_clips and digest(c.group.encode())[:16] not in heard_groups]
 
 
 def show(figures: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from twophase.files import read_json, replacing, write_json
+from twophase.files import locked, read_json, replacing, write_json
 from twophase.training.augment import Augment
 
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, dict[str, float]], object]
 """Called with (finished epochs, planned epochs, last logs)."""
+
+
+MOST_EPOCHS = 100
+"""However few the clips: an epoch costs time of its own, and a handful of clips teaches nothing more after so many."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Recipe:
 
     def epochs(self, batches: int) -> int:
         """How many epochs of so many batches to plan."""
-        return max(1, round(self.steps / batches))
+        return max(1, min(MOST_EPOCHS, round(self.steps / batches)))
 
 
 def prepare(seed: int) -> None:
@@ -84,17 +88,22 @@ def fit(
     optimizer = keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay)
     network.compile(optimizer, loss, weighted_metrics=["accuracy"])
     run = _Run(network, optimizer, epochs, recipe.patience, state, progress)
-    run.resume()
-    if not run.over:
-        network.fit(
-            train,
-            validation_data=validation,
-            initial_epoch=run.epoch,
-            epochs=epochs,
-            verbose=0,
-            shuffle=False,  # the generator shuffles, by seed and epoch
-            callbacks=[train.follow(), run.callback(), keras.callbacks.TensorBoard(state / "logs", write_graph=False)],
-        )
+    with locked(state, "this training"):  # an orphan of a killed run may still be at it
+        run.resume()
+        if not run.over:
+            network.fit(
+                train,
+                validation_data=validation,
+                initial_epoch=run.epoch,
+                epochs=epochs,
+                verbose=0,
+                shuffle=False,  # the generator shuffles, by seed and epoch
+                callbacks=[
+                    train.follow(),
+                    run.callback(),
+                    keras.callbacks.TensorBoard(state / "logs", write_graph=False),
+                ],
+            )
     run.take_best()
     return run.history
 

@@ -5,14 +5,14 @@ WORKDIR/evaluations/KEY/   KEY is a digest of images, models and rule: the same 
   judgement.json                 operating point, figures on the test clips, lineage; written last
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from twophase.audio.images import ImageSet
 from twophase.errors import TwoPhaseError
-from twophase.files import digest, digest_of, read_json, write_json
+from twophase.files import code_digest, digest, digest_of, read_json, write_json
 from twophase.release.manifest import NONE, OperatingPoint
 from twophase.training import answers
 from twophase.training.answers import Answers, Report
@@ -65,9 +65,16 @@ def judge(images: ImageSet, gate: Path, classifier: Path, rule: Rule, workdir: P
     `progress` is called with (newly finished, planned) clips. Raises `TwoPhaseError` without test clips.
     """
     models = {"gate": digest(gate / "gate.tflite"), "classifier": digest(classifier / "classifier.tflite")}
-    folder = workdir / "evaluations" / digest_of([images.digest, models, asdict(rule)])[:16]
+    code = code_digest(
+        "twophase.audio.decode",
+        "twophase.audio.windows",
+        "twophase.audio.frontend",
+        "twophase.release.runtime",
+        "twophase.training",
+    )
+    folder = workdir / "evaluations" / digest_of([images.digest, models, asdict(rule), code])[:16]
     if (folder / "judgement.json").is_file():
-        return Judgement.read(folder)
+        return _found_again(Judgement.read(folder), images)
     clips = [c for c in images.clips if c.split != "train"]
     if not any(c.split == "test" for c in clips):
         raise TwoPhaseError(
@@ -88,3 +95,14 @@ def judge(images: ImageSet, gate: Path, classifier: Path, rule: Rule, workdir: P
     metrics = evaluate(test, point.threshold)
     write_json(folder / "judgement.json", {"point": asdict(point), "metrics": metrics, "lineage": lineage})
     return Judgement(folder, point, metrics, lineage)
+
+
+def _found_again(judged: Judgement, images: ImageSet) -> Judgement:
+    """An earlier judgement with its clips where they are today: folders are moved, content is not."""
+    today = {c.sha256: c for c in images.clips}
+    for split in ("validation", "test"):
+        kept = answers.read(judged.folder / f"{split}.jsonl")
+        clips = tuple(today[c.sha256] for c in kept.clips)
+        if clips != kept.clips:
+            answers.write(judged.folder / f"{split}.jsonl", replace(kept, clips=clips))
+    return judged
