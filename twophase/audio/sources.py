@@ -96,6 +96,7 @@ def _open(location: str) -> IO[bytes]:
 
 
 def _files(root: Path) -> Iterator[Found]:
+    above = os.path.join(root, "")  # noqa: PTH118
     for folder, _, names in os.walk(root, followlinks=True):
         for name in names:
             path = os.path.join(folder, name)  # noqa: PTH118  # a million Path objects cost a gigabyte
@@ -103,7 +104,7 @@ def _files(root: Path) -> Iterator[Found]:
                 facts = os.stat(path)  # noqa: PTH116
             except OSError:
                 continue  # a dangling link, or gone since
-            yield Found(os.path.relpath(path, root), path, f"{facts.st_size}-{facts.st_mtime_ns}")
+            yield Found(path[len(above) :], path, f"{facts.st_size}-{facts.st_mtime_ns}")
 
 
 def _objects(place: str) -> Iterator[Found]:
