@@ -64,7 +64,7 @@ def job(release: Path, clips: int, folder: Path) -> tuple[float, float]:
 def run(release: Path, clips: int = 10_000, large: int = 100_000) -> dict[str, Any]:
     """Measure the bare model, a small, a middle and a large job."""
     cores = len(os.sched_getaffinity(0))
-    bare = bare_rate(release, cores, 10.0)
+    bare, _ = bare_rate(release, cores, 10.0)
     rows = [row(f"bare model, {cores} processes", bare, "clips/s")]
     memory: dict[int, float] = {}
     rates: dict[int, float] = {}

@@ -143,15 +143,15 @@ def bare(release: str, seconds: float, counts: Any) -> None:
 
     classifier, pcm = Pair(Path(release)).classifier, decode(clip())
     classifier.clip_probabilities(pcm)
-    n, until = 0, time.perf_counter() + seconds
+    n, until, before = 0, time.perf_counter() + seconds, time.process_time()
     while time.perf_counter() < until:
         classifier.clip_probabilities(pcm)
         n += 1
-    counts.put(n / seconds)
+    counts.put((n / seconds, 1e6 * (time.process_time() - before) / n))
 
 
-def bare_rate(release: Path, processes: int, seconds: float) -> float:
-    """Clips a second of bare LiteRT in that many processes at once."""
+def bare_rate(release: Path, processes: int, seconds: float) -> tuple[float, float]:
+    """Clips a second of bare LiteRT in that many processes at once, and its processor time a clip in us."""
     context = multiprocessing.get_context("spawn")
     counts = context.Queue()
     running = [context.Process(target=bare, args=(str(release), seconds, counts)) for _ in range(processes)]
@@ -160,7 +160,7 @@ def bare_rate(release: Path, processes: int, seconds: float) -> float:
     rates = [counts.get() for _ in running]
     for process in running:
         process.join()
-    return sum(rates)
+    return sum(rate for rate, _ in rates), statistics.mean(spent for _, spent in rates)
 
 
 class Peer:
@@ -192,10 +192,21 @@ class Peer:
         pss = sum(_pss(pid) for pid in [parent, *children])
         return pss / max(1, len(children))
 
+    def cpu_s(self) -> float:
+        """Processor time of the whole program so far: what a busy machine distorts least."""
+        parent = self.process.pid
+        children = [int(p) for p in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+        return sum(_cpu_s(pid) for pid in [parent, *children])
+
     def stop(self) -> None:
         """End it with all its processes."""
         os.killpg(self.process.pid, signal.SIGTERM)
         self.process.wait()
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _pss(pid: int) -> float:
@@ -214,14 +225,18 @@ def run(release: Path, seconds: float = 10.0, rounds: int = 3) -> dict[str, Any]
     figures: dict[tuple[str, str], list[float]] = {}
     for turn in range(rounds):
         for count in {1, cores}:
-            figures.setdefault(("bare LiteRT", f"{count} processes"), []).append(bare_rate(release, count, seconds))
+            rate, spent = bare_rate(release, count, seconds)
+            figures.setdefault(("bare LiteRT", f"{count} processes"), []).append(rate)
+            figures.setdefault(("bare LiteRT", f"processor time a clip, {count} processes"), []).append(spent)
         for name, (command, environment) in peers.items():
             peer = Peer(command, environment)
             figures.setdefault((name, "cold start"), []).append(peer.cold_s)
             for connections in CONCURRENCY:
                 load(peer.port, connections, 1.0)
+                at, before = f"at {connections}", peer.cpu_s()
                 times = sorted(load(peer.port, connections, seconds))
-                at = f"at {connections}"
+                spent = 1e6 * (peer.cpu_s() - before) / len(times)
+                figures.setdefault((name, f"processor time a request {at}"), []).append(spent)
                 figures.setdefault((name, f"requests/s {at}"), []).append(len(times) / seconds)
                 figures.setdefault((name, f"p50 {at}"), []).append(1e3 * times[len(times) // 2])
                 figures.setdefault((name, f"p99 {at}"), []).append(1e3 * times[int(len(times) * 0.99)])
@@ -229,7 +244,7 @@ def run(release: Path, seconds: float = 10.0, rounds: int = 3) -> dict[str, Any]
             peer.stop()
         print(f"round {turn + 1} of {rounds}", file=sys.stderr)
     found = {key: statistics.median(values) for key, values in figures.items()}
-    units = {"cold": "s", "memo": "MB", "p50 ": "ms", "p99 ": "ms"}
+    units = {"cold": "s", "memo": "MB", "p50 ": "ms", "p99 ": "ms", "proc": "us"}
     rows = [row(f"{name}: {what}", value, units.get(what[:4], "1/s")) for (name, what), value in found.items()]
     model_ms = 1e3 / found["bare LiteRT", "1 processes"]
     best = max(found["twophase", f"requests/s at {c}"] for c in CONCURRENCY)
