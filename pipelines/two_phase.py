@@ -46,6 +46,7 @@ def two_phase(
     shards = plan_shards(clips=clips.outputs["clips"], workdir=workdir)
     with dsl.ParallelFor(shards.output) as shard:
         made = make_images(shard=shard, workdir=workdir)
+        made.set_retry(num_retries=2, backoff_duration="2s", backoff_factor=2.0)  # this shard alone; what is made stays
     images = collect_images(
         clips=clips.outputs["clips"],
         shards=shards.output,
