@@ -11,6 +11,7 @@ neither planning nor collecting holds more than one shard. The packs themselves 
 
 import hashlib
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -164,22 +165,29 @@ class ImageSet:
         self.wanted: tuple[str, ...] = tuple(header["wanted"])
         self.bad: list[tuple[str, str]] = [(n, r) for n, r in header["bad"]]
         self._home = Path(header["home"])
+        clips: list[Clip] = []
+        columns: list[tuple[float, int, int, str]] = []
         with (folder / "clips.jsonl").open(encoding="utf-8") as file:
-            lines = [json.loads(line) for line in file]
-        self.clips = tuple(Clip(*(d[k] for k in ("sha256", "path", "name", "label", "group", "split"))) for d in lines)
-        self.labels = tuple(sorted({c.label for c in self.clips}))
-        self.seconds: Floats = np.array([d["seconds"] for d in lines], np.float32)
-        rows = np.array([d["rows"] for d in lines], np.int64)
-        self.clip_of_row: NDArray[np.int32] = np.repeat(np.arange(len(lines), dtype=np.int32), rows)
-        label = np.array([self.labels.index(c.label) for c in self.clips], np.int32)
-        split = np.array([SPLITS.index(c.split) for c in self.clips], np.int8)
+            for line in map(json.loads, file):
+                kept = (line.pop("seconds"), line.pop("rows"), line.pop("start"), sys.intern(line.pop("pack")))
+                columns.append(kept)
+                line.update(label=sys.intern(line["label"]), split=sys.intern(line["split"]))
+                clips.append(Clip(**line))
+        seconds, counts, starts, pack_names = zip(*columns, strict=True)
+        rows = np.array(counts, np.int64)
+        self.clips = tuple(clips)
+        self.labels = tuple(sorted({c.label for c in clips}))
+        self.seconds: Floats = np.array(seconds, np.float32)
+        self.clip_of_row: NDArray[np.int32] = np.repeat(np.arange(len(clips), dtype=np.int32), rows)
+        label = np.array([self.labels.index(c.label) for c in clips], np.int32)
+        split = np.array([SPLITS.index(c.split) for c in clips], np.int8)
         self.label_of_row: NDArray[np.int32] = label[self.clip_of_row]
         self.split_of_row: NDArray[np.int8] = split[self.clip_of_row]
-        self._pack_names = sorted({d["pack"] for d in lines})
-        pack = np.array([self._pack_names.index(d["pack"]) for d in lines], np.int32)
+        self._pack_names = sorted(set(pack_names))
+        pack = np.array([self._pack_names.index(name) for name in pack_names], np.int32)
         within = np.arange(len(self.clip_of_row)) - np.repeat(np.cumsum(rows) - rows, rows)
         self._pack_of_row = pack[self.clip_of_row]
-        self._row_in_pack = np.array([d["start"] for d in lines], np.int64)[self.clip_of_row] + within
+        self._row_in_pack = np.array(starts, np.int64)[self.clip_of_row] + within
 
     def __len__(self) -> int:
         """Number of images."""
