@@ -377,6 +377,15 @@ def local_down(home: Home = None) -> None:
     typer.echo(f"stopped process {found.pid}" if found else "not running")
 
 
+@local_app.command("gc")
+def local_gc(home: Home = None) -> None:
+    """Remove artifacts that no version, alias or endpoint needs any more."""
+    from twophase.local import process
+
+    removed = process.gc(home or process.default_home())
+    typer.echo(f"{len(removed)} removed" + "".join(f"\n{name}" for name in removed))
+
+
 @models_app.command("list")
 def models_list(
     project: Project = LOCAL,
