@@ -270,7 +270,10 @@ def data_images(
     _one_of("--on-bad-clip", on_bad_clip, ("skip", "fail"))
     found = dataset.read_source(_data(data), _wanted(wanted), workdir.resolve() / "digests.jsonl")
     made = images.make_all(workdir.resolve(), found, on_bad_clip, _progress("make images"))
-    typer.echo(f"{len(made)} images of {len(made.clips)} clips; {len(made.bad) + len(found.skipped)} files left out")
+    left_out = [*made.bad, *found.skipped]
+    typer.echo(f"{len(made)} images of {len(made.clips)} clips; {len(left_out)} files left out")
+    for name, reason in left_out:
+        typer.echo(f"left out: {name}: {reason}")
     if png is not None:
         typer.echo(f"{pictures.export_png(made, png)} PNG files below {png}")
     if sheet is not None:
