@@ -50,7 +50,7 @@ class Augment:
     """The highest mel band gains or loses up to so many dB against the lowest, linearly between."""
     band_limit_probability: float = 0.0
     """The share of images that lose everything above some frequency, as through a telephone."""
-    band_limit_hz: tuple[float, float] = (3400.0, 8000.0)
+    band_limit_hz: tuple[float, float] = (3000.0, 5000.0)
     """Where the band ends, from and to."""
     mixup_alpha: float = 0.0
     """Each image and its label are averaged with another of the batch, weighted by Beta(alpha, alpha)."""

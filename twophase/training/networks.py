@@ -13,48 +13,87 @@ sigmoid has few distinct values, and a threshold needs many.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from twophase.audio.frontend import FRONT_END
 from twophase.errors import TwoPhaseError, UsageError
+from twophase.files import replacing
 
 if TYPE_CHECKING:
     import keras
 
 BACKBONES = ("small", "mobilenetv2")
 
+START = Path(__file__).parent / "start.npz"
+"""The weights that the small classifier's training starts from; made by pretrain.py."""
+
 
 def gate() -> "keras.Model":
     """About 40,000 parameters; one logit: is it wanted?"""
-    return _convolutions("gate", ((16, 5), (32, 3), (48, 3), (48, 3)), outputs=1)
+    return _convolutions("gate", ((16, 5), (32, 3), (48, 3), (48, 3)), outputs=1, dropout=0.1)
 
 
 def classifier(outputs: int, backbone: str = "small", weights: str | None = None) -> "keras.Model":
-    """About 170,000 parameters, or a pretrained backbone; `outputs` logits.
+    """About 170,000 parameters, or MobileNetV2; `outputs` logits.
 
-    `weights` is for `mobilenetv2` alone: `imagenet`, a `.weights.h5` file of the backbone, or None for random ones.
+    `weights`: None for what the backbone comes with (the small one: `START`, MobileNetV2: nothing), `random`, or for
+    `mobilenetv2` alone `imagenet` or a `.weights.h5` file of it.
     """
     if backbone == "small":
-        if weights:
-            raise UsageError(
-                f"--weights {weights}: the small network has no pretrained weights; add --backbone mobilenetv2"
-            )
-        return _convolutions("classifier", ((24, 3), (48, 3), (96, 3), (128, 3)), outputs)
+        if weights not in (None, "random"):
+            raise UsageError(f"--weights {weights}: is not for the small network; leave it out, or give random")
+        network = _convolutions("classifier", ((24, 3), (48, 3), (96, 3), (128, 3)), outputs, dropout=0.2)
+        if weights is None:
+            start(network)
+        return network
     if backbone == "mobilenetv2":
-        return _mobilenetv2(outputs, weights)
+        return _mobilenetv2(outputs, None if weights == "random" else weights)
     raise UsageError(f"--backbone {backbone}: is not known; {', '.join(BACKBONES)} are")
 
 
-def _convolutions(name: str, widths: tuple[tuple[int, int], ...], outputs: int) -> "keras.Model":
+def keep_start(network: "keras.Model", file: Path) -> None:
+    """Keep what a network has learned below its last layer as float16 arrays, named layer/number."""
+    arrays: dict[str, Any] = {
+        f"{layer.name}/{i}": np.asarray(weight, np.float16)
+        for layer in network.layers[:-1]
+        for i, weight in enumerate(layer.get_weights())
+        if weight.dtype == np.float32
+    }
+    with replacing(file) as out:
+        np.savez_compressed(out, front_end=np.array(FRONT_END.fingerprint), **arrays)
+
+
+def start(network: "keras.Model", file: Path = START) -> None:
+    """Give the small classifier, below its last layer, the weights that `pretrain.py` found on rendered sounds.
+
+    Raises `TwoPhaseError` when they were learned from other images than this program's front end makes.
+    """
+    with np.load(file) as kept:
+        if str(kept["front_end"]) != FRONT_END.fingerprint:
+            raise TwoPhaseError(
+                f"the pretrained {network.name} knows images of front end {kept['front_end']}, this program makes "
+                f"those of {FRONT_END.fingerprint}; run python -m twophase.training.pretrain"
+            )
+        for layer in network.layers[:-1]:
+            weights = layer.get_weights()
+            for i in range(len(weights)):
+                if f"{layer.name}/{i}" in kept:
+                    weights[i] = kept[f"{layer.name}/{i}"].astype(np.float32)
+            layer.set_weights(weights)
+
+
+def _convolutions(name: str, widths: tuple[tuple[int, int], ...], outputs: int, dropout: float) -> "keras.Model":
     from keras import Input, Model, layers
 
     x = image = Input((*FRONT_END.shape, 1), name="image")
     x = layers.Rescaling(1 / 127.5, offset=-1.0)(x)
-    for filters, kernel in widths:
-        x = layers.Conv2D(filters, kernel, strides=2, padding="same", use_bias=False)(x)
-        x = layers.BatchNormalization(momentum=0.9)(x)
+    for i, (filters, kernel) in enumerate(widths):
+        x = layers.Conv2D(filters, kernel, strides=2, padding="same", use_bias=False, name=f"convolution{i}")(x)
+        x = layers.BatchNormalization(momentum=0.9, name=f"normalization{i}")(x)
         x = layers.ReLU()(x)
     x = layers.AveragePooling2D((x.shape[1], 1))(x)
     x = layers.Flatten()(x)
-    x = layers.Dropout(0.3)(x)
+    x = layers.Dropout(dropout)(x)
     return Model(image, layers.Dense(outputs, name="logits")(x), name=name)
 
 

@@ -12,7 +12,7 @@ nor a common label outweighs the rest.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,12 +39,12 @@ def recipe(kind: str, quick: bool, seed: int) -> Recipe:
 
     docs/models.md says what each part gives.
     """
+    field = Augment(band_limit_probability=0.5, background_probability=0.5, background_snr_db=(-3.0, 25.0))
     if kind == "gate":
-        return Recipe(300 if quick else 800, learning_rate=2e-3, weight_decay=1e-4, seed=seed)
-    augment = Augment(
-        warp_semitones=2.5, shift_frames=8, time_masks=2, time_mask_frames=6, freq_masks=2, freq_mask_mels=6
-    )
-    return Recipe(600 if quick else 2400, learning_rate=3e-3, weight_decay=0.05, seed=seed, augment=augment)
+        augment = replace(field, shift_frames=4)
+        return Recipe(400 if quick else 1600, learning_rate=3e-3, weight_decay=1e-3, seed=seed, augment=augment)
+    augment = replace(field, shift_frames=6, warp_semitones=2.5, background_snr_db=(0.0, 25.0))
+    return Recipe(400 if quick else 2400, learning_rate=2e-3, weight_decay=0.05, seed=seed, augment=augment)
 
 
 def train_gate(images: ImageSet, workdir: Path, recipe: Recipe, progress: Progress = lambda *_: None) -> Path:
@@ -63,7 +63,7 @@ def train_gate(images: ImageSet, workdir: Path, recipe: Recipe, progress: Progre
 
     loss = keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=0.02)
     targets = wanted[:, None].astype(np.float32)
-    history = _fit(network, loss, images, targets, wanted, recipe, workdir / "fits" / key, progress)
+    history = fit_rows(network, loss, images, targets, wanted, recipe, workdir / "fits" / key, progress)
     _write(model, network, {"gate.tflite": gate_tflite(network)}, ["wanted"], recipe, history)
     return model
 
@@ -93,14 +93,15 @@ def train_classifier(
     network = networks.classifier(outputs, backbone, weights)
     import keras
 
-    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.05)
     one_hot = np.eye(outputs, dtype=np.float32)[targets]
-    history = _fit(network, loss, images, one_hot, targets, recipe, workdir / "fits" / key, progress)
+    history = fit_rows(network, loss, images, one_hot, targets, recipe, workdir / "fits" / key, progress)
+    _calibrate(network, images, targets)
     _write(model, network, {"classifier.tflite": classifier_tflite(network)}, images.wanted, recipe, history)
     return model
 
 
-def _fit(
+def fit_rows(
     network: "keras.Model",
     loss: Any,
     images: ImageSet,
@@ -110,9 +111,16 @@ def _fit(
     state: Path,
     progress: Progress,
 ) -> dict[str, list[float]]:
+    """Fit a network to the train rows of an image set, best on its validation rows, both augmented.
+
+    Validation goes through the augmentation too: the epoch that is best on clean clips is not the best in the field.
+    `targets` and `kind_of_row`, by which rows are balanced, have one entry for each row of the set.
+    """
     from twophase.training.image_generator import ImageGenerator
 
-    def batches(split: str, augment: Augment | None) -> "ImageSequence":
+    wanted = [images.labels.index(w) for w in images.wanted]
+
+    def batches(split: str) -> "ImageSequence":
         rows = images.rows(split)
         if len(np.unique(kind_of_row[rows])) < 2:
             raise TwoPhaseError(
@@ -120,10 +128,36 @@ def _fit(
                 "unwanted clips are needed there: add clips of other recordings, or give a split column"
             )
         weights = _weights(images.clip_of_row[rows], kind_of_row[rows])
-        generator = ImageGenerator(augment=augment)
-        return generator.flow(images.subset(rows), targets[rows], BATCH, augment is not None, weights, recipe.seed)
+        mixes = recipe.augment.background_probability > 0
+        behind = images.subset(rows[~np.isin(images.label_of_row[rows], wanted)]) if mixes else None
+        generator = ImageGenerator(augment=recipe.augment, background=behind)
+        return generator.flow(images.subset(rows), targets[rows], BATCH, split == SPLITS[0], weights, recipe.seed)
 
-    return fit(network, loss, batches(SPLITS[0], recipe.augment), batches(SPLITS[1], None), recipe, state, progress)
+    return fit(network, loss, batches(SPLITS[0]), batches(SPLITS[1]), recipe, state, progress)
+
+
+def _calibrate(network: "keras.Model", images: ImageSet, targets: NDArray[np.int32]) -> float:
+    """Divide the last layer by the temperature that fits the validation clips best, and return it.
+
+    A clip's logits are the mean of its windows', so the temperature of the one is that of the other. Guo et al., ICML
+    2017 (arXiv:1706.04599).
+    """
+    rows = images.rows(SPLITS[1])
+    logits = network.predict(images.take(rows).astype(np.float32)[..., None], batch_size=256, verbose=0)
+    clips, first, clip = np.unique(images.clip_of_row[rows], return_index=True, return_inverse=True)
+    mean = np.zeros((len(clips), logits.shape[1]))
+    np.add.at(mean, clip, logits)
+    mean /= np.bincount(clip)[:, None]
+    right = targets[rows][first]
+
+    def loss(temperature: float) -> float:
+        z = mean / temperature
+        return float((np.logaddexp.reduce(z, axis=1) - z[np.arange(len(z)), right]).mean())
+
+    temperature = float(min(np.geomspace(0.2, 5.0, 129), key=loss))
+    layer = network.get_layer("logits")
+    layer.set_weights([weight / np.float32(temperature) for weight in layer.get_weights()])
+    return temperature
 
 
 def _weights(clip: NDArray[np.int32], kind: NDArray[np.int32]) -> NDArray[np.float32]:

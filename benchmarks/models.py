@@ -1,0 +1,241 @@
+"""How good, how small and how fast the pair is: grouped 5-fold cross-validation on recordings, beside larger networks.
+
+    TWOPHASE_RECORDINGS=DIR python benchmarks/models.py        # a quarter of an hour on two cores; resumable
+
+Each fold's test clips share no group with its training or validation clips, and decide nothing: neither weights nor
+epochs nor thresholds nor temperature. Every figure is of the exported files. Figures are means over the folds, their
+intervals 95 % t-intervals of five values. Networks of the reference notebook's shape (MobileNetV2 and VGG19 on images
+of 224 x 224 RGB) are compared by size and LiteRT time, which do not depend on what they have learned.
+Trained models stay in `twophase-work/benchmark-models`.
+"""
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from _report import at_least, at_most, emit, machine, row
+from scipy.stats import t as student
+
+from twophase.audio.dataset import Dataset, read_source
+from twophase.audio.images import ImageSet, make_all
+from twophase.files import read_json
+from twophase.release.manifest import NONE
+from twophase.training import train
+from twophase.training.answers import Answers, ask
+from twophase.training.conditions import CONDITIONS
+from twophase.training.evaluate import calibration_error, evaluate
+from twophase.training.operating_point import DEFAULT_RULE, Rule, choose
+
+FOLDS = 5
+WORKDIR = Path("twophase-work/benchmark-models")
+SIDE = 224
+LATENCY_RUNS = 50
+
+
+def run(recordings: Path | None = None, workdir: Path = WORKDIR) -> dict[str, Any]:
+    """All figures; `recordings` is a data folder with groups, by default what TWOPHASE_RECORDINGS names."""
+    recordings = recordings or Path(os.environ["TWOPHASE_RECORDINGS"])
+    found = read_source(recordings)
+    folds = [_fold(found, k, workdir) for k in range(FOLDS)]
+    rows, mean = [], {}
+    for name in folds[0]["figures"]:
+        values = np.array([f["figures"][name] for f in folds], float)
+        half = float(student.ppf(0.975, FOLDS - 1) * values.std(ddof=1) / np.sqrt(FOLDS))
+        mean[name] = float(values.mean())
+        rows += [row(name, mean[name], "share"), row(f"{name}, half interval", half, "share")]
+    for condition in CONDITIONS:
+        error, low, high = _calibration([f["answers"][condition] for f in folds])
+        mean[f"{condition}: calibration error"] = error
+        rows += [row(f"{condition}: calibration error, debiased", error, "share")]
+        rows += [
+            row(f"{condition}: calibration error, {side} end", v, "share") for side, v in (("low", low), ("high", high))
+        ]
+    seconds = {k: median(f["seconds"][k] for f in folds) for k in ("gate", "classifier")}
+    rows += [row(f"training the {k}, median of folds", v, "s") for k, v in seconds.items()]
+    sizes, times = _files(folds[0])
+    rows += [row(f"{name}: file", size, "bytes") for name, size in sizes.items()]
+    rows += [row(f"{name}: LiteRT, 1 thread, {what}", v, "ms") for name, t in times.items() for what, v in t.items()]
+    goals = [
+        at_least("gate, clean: stopped at 99 % recall", mean["clean: gate stopped at 99 % recall"], 0.95),
+        at_least("gate, channel: stopped at 99 % recall", mean["channel: gate stopped at 99 % recall"], 0.95),
+        at_least("gate, mixed: stopped at 95 % recall", mean["mixed: gate stopped at 95 % recall"], 0.80),
+        at_most("gate file / 64 KB", sizes["gate"] / 65536, 1.0),
+        at_most("gate time / MobileNetV2's", times["gate"]["min"] / times["MobileNetV2, dynamic range"]["min"], 0.1),
+        at_most(
+            "gate: decisions that the export changes", mean["gate windows that the export decides otherwise"], 0.005
+        ),
+        at_least("classifier, clean", mean["clean: classifier accuracy"], 0.95),
+        at_least("classifier, channel", mean["channel: classifier accuracy"], 0.92),
+        at_least("classifier, mixed", mean["mixed: classifier accuracy"], 0.85),
+        at_most("classifier: calibration error, clean", mean["clean: calibration error"], 0.03),
+        at_least("pair, clean: accuracy", mean["clean: pair accuracy"], 0.95),
+        at_most("pair, clean: escalated clips / a perfect gate's", mean["clean: escalated / wanted clips"], 1.1),
+        at_most("training both, minutes", sum(seconds.values()) / 60, 10.0),
+    ]
+    return {"benchmark": "models", "machine": machine(), "rows": rows, "goals": goals}
+
+
+def _fold(found: Dataset, k: int, workdir: Path) -> dict[str, Any]:
+    """Train on what is not of fold k, and ask the exported pair about fold k."""
+    clips = tuple(replace(c, split=s) for c, s in zip(found.clips, _splits(found, k), strict=True))
+    images = make_all(workdir, replace(found, clips=clips), "skip", lambda done, planned: None)
+    seconds: dict[str, float] = {}
+    models: dict[str, Path] = {}
+    for kind, fit in (("gate", train.train_gate), ("classifier", train.train_classifier)):
+        models[kind] = fit(images, workdir, train.recipe(kind, False, 0), progress=_say(f"fold {k} {kind}"))
+        history = read_json(models[kind] / "history.json", "trained model")["history"]
+        seconds[kind] = sum(history["seconds"])
+    asked = [c for c in images.clips if c.split != "train"]
+    names = (*images.wanted, NONE)
+    files = models["gate"] / "gate.tflite", models["classifier"] / "classifier.tflite"
+    answers = {c: ask(*files, names, asked, condition=c) for c in CONDITIONS}
+    point = choose(answers["clean"].of("validation"), DEFAULT_RULE)
+    figures: dict[str, float] = {}
+    for condition, given in answers.items():
+        test = given.of("test")
+        found_here = evaluate(test, point.threshold)
+        careful = evaluate(test, choose(given.of("validation"), Rule(recall=0.99)).threshold)["gate"]
+        named = test.probabilities[:, :-1].argmax(axis=1) == test.truth
+        figures |= {
+            f"{condition}: {name}": float(value)
+            for name, value in {
+                "gate accuracy": found_here["gate"]["accuracy"],
+                "gate stopped at 95 % recall": found_here["gate"]["at_recall"]["0.95"]["stopped"],
+                "gate stopped at 99 % recall": found_here["gate"]["at_recall"]["0.99"]["stopped"],
+                "gate recall, threshold for 99 % of validation": careful["recall"],
+                "gate stopped, threshold for 99 % of validation": careful["stopped"],
+                "classifier accuracy": found_here["classifier"]["accuracy"],
+                "classifier accuracy among the wanted labels": named[test.wanted].mean(),
+                "classifier top 3": found_here["classifier"]["top3"],
+                "pair accuracy": found_here["pair"]["accuracy"],
+                "escalated / wanted clips": found_here["pair"]["calls_ratio"] / test.wanted.mean(),
+            }.items()
+        }
+    figures["gate windows that the export decides otherwise"] = _changed(models["gate"], images, point.threshold)
+    tests = {c: given.of("test") for c, given in answers.items()}
+    return {"figures": figures, "answers": tests, "seconds": seconds, "models": models}
+
+
+def _splits(found: Dataset, k: int) -> list[str]:
+    """Fold k for testing, an eighth of the rest for validation, groups kept together and labels spread evenly."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    labels = np.array([c.label for c in found.clips])
+    groups = np.array([c.group for c in found.clips])
+
+    def cut(rows: np.ndarray, parts: int) -> list[np.ndarray]:
+        folds = StratifiedGroupKFold(parts, shuffle=True, random_state=0).split(rows, labels[rows], groups[rows])
+        return [rows[chosen] for _, chosen in folds]
+
+    everything = np.arange(len(labels))
+    test = cut(everything, FOLDS)[k]
+    validation = cut(np.setdiff1d(everything, test), 8)[0]
+    split = np.full(len(labels), "train", dtype="<U10")
+    split[test], split[validation] = "test", "validation"
+    return [str(s) for s in split]
+
+
+def _changed(gate: Path, images: ImageSet, threshold: float) -> float:
+    """The share of test windows on which the float network and the exported file stand on different sides."""
+    import keras
+    import tensorflow as tf
+
+    from twophase.audio.decode import decode
+    from twophase.audio.frontend_graph import image_graph
+    from twophase.audio.windows import audible, cut
+    from twophase.release.runtime import Gate
+
+    network, exported = keras.models.load_model(gate / "network.keras", compile=False), Gate(gate / "gate.tflite")
+    different = total = 0
+    for clip in [c for c in images.clips if c.split == "test"]:
+        windows = cut(decode(Path(clip.path)))
+        windows = windows[audible(windows)][:16]
+        kept = np.asarray(network(image_graph(tf.constant(windows))[..., None], training=False))[:, 0]
+        different += int(((kept >= threshold) != (exported.scores(windows) >= threshold)).sum())
+        total += len(windows)
+    return different / total
+
+
+def _calibration(folds: list[Answers]) -> tuple[float, float, float]:
+    """Calibration error of wanted clips pooled over the folds, less what perfectly calibrated answers would show."""
+    probabilities = np.concatenate([a.probabilities[a.wanted] for a in folds])
+    truth = np.concatenate([a.truth[a.wanted] for a in folds])
+    groups = np.unique([c.group for a in folds for c in a.at(np.flatnonzero(a.wanted)).clips], return_inverse=True)[1]
+    rng = np.random.default_rng(0)
+
+    def debiased(rows: np.ndarray) -> float:
+        p, right = probabilities[rows], truth[rows]
+        top, confidence = p.argmax(axis=1), p.max(axis=1)
+        chance = np.mean(
+            [calibration_error(p, np.where(rng.random(len(p)) < confidence, top, -1)) or 0.0 for _ in range(50)]
+        )
+        return float(max(0.0, (calibration_error(p, right) or 0.0) - chance))
+
+    members = [np.flatnonzero(groups == g) for g in range(groups.max() + 1)]
+    draws = [
+        debiased(np.concatenate([members[g] for g in rng.integers(len(members), size=len(members))]))
+        for _ in range(200)
+    ]
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return debiased(np.arange(len(truth))), float(low), float(high)
+
+
+def _files(fold: dict[str, Any]) -> tuple[dict[str, int], dict[str, dict[str, float]]]:
+    """Bytes and LiteRT milliseconds of our two files and of the notebook's networks."""
+    contents = {k: (fold["models"][k] / f"{k}.tflite").read_bytes() for k in ("gate", "classifier")}
+    contents["MobileNetV2, dynamic range"] = _notebook("MobileNetV2", True)
+    contents["MobileNetV2, float"] = _notebook("MobileNetV2", False)
+    contents["VGG19, float"] = _notebook("VGG19", False)
+    return {k: len(v) for k, v in contents.items()}, {
+        k: _latency(v, 5 if "VGG" in k else LATENCY_RUNS) for k, v in contents.items()
+    }
+
+
+def _notebook(name: str, quantised: bool) -> bytes:
+    import keras
+    import tensorflow as tf
+
+    base = getattr(keras.applications, name)(
+        include_top=False, weights=None, input_shape=(SIDE, SIDE, 3), pooling="avg"
+    )
+    network = keras.Sequential([base, keras.layers.Dense(1 if quantised else 18)])
+    converter = tf.lite.TFLiteConverter.from_keras_model(network)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT] if quantised else []
+    return bytes(converter.convert())
+
+
+def _latency(content: bytes, runs: int) -> dict[str, float]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    model = Interpreter(model_content=content, num_threads=1)
+    model.allocate_tensors()
+    entry = model.get_input_details()[0]
+    rng = np.random.default_rng(0)
+    value = (
+        rng.integers(0, 256, entry["shape"], dtype=np.uint8)
+        if entry["dtype"] == np.uint8
+        else rng.standard_normal(entry["shape"], dtype=np.float32) * np.float32(0.1)
+    )
+    times = []
+    for _ in range(runs + 3):
+        model.set_tensor(entry["index"], value)
+        begun = perf_counter()
+        model.invoke()
+        times.append((perf_counter() - begun) * 1e3)
+    return {"min": min(times[3:]), "median": median(times[3:])}
+
+
+def _say(what: str) -> Any:
+    def report(done: int, planned: int, logs: dict[str, float]) -> None:
+        print(f"{what}: epoch {done}/{planned}, validation loss {logs['val_loss']:.3f}", file=sys.stderr)
+
+    return report
+
+
+if __name__ == "__main__":
+    emit(run())
