@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from twophase.audio.dataset import SPLITS
 from twophase.audio.images import ImageSet
 from twophase.errors import TwoPhaseError
-from twophase.files import digest, digest_of, new_directory, write_json
+from twophase.files import code_digest, digest, digest_of, new_directory, write_json
 from twophase.training.augment import Augment
 from twophase.training.fit import Progress, Recipe, fit, prepare
 
@@ -77,7 +77,7 @@ def train_classifier(
     progress: Progress = lambda *_: None,
 ) -> Path:
     """Train the classifier and return its MODEL folder; like `train_gate`."""
-    key = _key(f"classifier-{backbone}-{weights}", images, recipe)
+    key = _key(f"classifier {backbone} {weights}", images, recipe)
     model = workdir / "models" / key
     if model.is_dir():
         return model
@@ -169,7 +169,16 @@ def _weights(clip: NDArray[np.int32], kind: NDArray[np.int32]) -> NDArray[np.flo
 
 
 def _key(what: str, images: ImageSet, recipe: Recipe) -> str:
-    return f"{what.split('-')[0]}-{digest_of([what, images.digest, asdict(recipe)])[:16]}"
+    """Names a fit by all that it depends on: images, recipe, code, and the weights that it starts from."""
+    from twophase.training import networks
+
+    code = code_digest(
+        *(f"twophase.training.{name}" for name in ("augment", "fit", "image_generator", "networks", "train")),
+        "twophase.audio.frontend_graph",
+        "twophase.release.convert",
+    )
+    starts = [digest(path) for path in (networks.START, Path(what.split(" ")[-1])) if path.is_file()]
+    return f"{what.split(' ')[0]}-{digest_of([what, images.digest, asdict(recipe), code, starts])[:16]}"
 
 
 def _write(
