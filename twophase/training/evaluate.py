@@ -5,7 +5,7 @@ or is wanted, was let through and got its label. Intervals are 95 % bootstrap in
 one note or speaker are not independent.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,13 @@ from twophase.training.answers import Answers
 Mask = NDArray[np.bool_]
 RECALLS = (0.95, 0.99)
 ROUNDS = 1000
+HEADLINE = (
+    ("gate", "accuracy"),
+    ("gate", "recall"),
+    ("gate", "stopped"),
+    ("classifier", "accuracy"),
+    ("pair", "accuracy"),
+)
 
 
 def right(answers: Answers, threshold: float) -> Mask:
@@ -67,6 +74,21 @@ def evaluate(answers: Answers, threshold: float) -> dict[str, Any]:
     nested["pair"]["calls_ratio"] = _mean(passed)
     nested["pair"]["bytes_ratio"] = float(answers.bytes[passed].sum() / total) if total else None
     return {"clips": len(answers.clips), "bad": [list(b) for b in answers.bad], **nested}
+
+
+def evaluate_conditions(answers: Mapping[str, Answers], threshold: float) -> dict[str, Any]:
+    """`evaluate` under every condition of conditions.py: the clean figures, `conditions` and `headline`.
+
+    `conditions` holds each condition's figures by its name; `headline` the worst value of each main figure and the
+    condition in which it was found.
+    """
+    figures = {condition: evaluate(given, threshold) for condition, given in answers.items()}
+    headline = {
+        f"{part} {name}": dict(zip(("value", "condition"), min(found), strict=True))
+        for part, name in HEADLINE
+        if (found := [(f[part][name], condition) for condition, f in figures.items() if f[part][name] is not None])
+    }
+    return {**figures["clean"], "conditions": figures, "headline": headline}
 
 
 def stopped_at_recall(answers: Answers, recall: float) -> float | None:

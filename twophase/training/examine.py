@@ -19,14 +19,15 @@ from twophase.release.heard import unheard
 from twophase.release.manifest import EXTRA, NONE, Manifest
 from twophase.training import compare as comparison
 from twophase.training.answers import Answers, ask
-from twophase.training.evaluate import evaluate
+from twophase.training.conditions import CONDITIONS
+from twophase.training.evaluate import evaluate_conditions
 from twophase.training.operating_point import choose, parse_rule
 
 Progress = Callable[[int, int], object]
 
 
 def examine(release: Path, data: Path, progress: Progress) -> dict[str, Any]:
-    """Every figure of a release on the clips of `data` that it has not heard; see `evaluate.evaluate`."""
+    """Every figure of a release on the clips of `data` that it has not heard; see `evaluate.evaluate_conditions`."""
     found = _verified(release)
     clips, skipped = find_clips(data)
     fresh = unheard(release, clips)
@@ -35,7 +36,13 @@ def examine(release: Path, data: Path, progress: Progress) -> dict[str, Any]:
             f"{data}: {found.id} learned from every one of these {len(clips)} clips or their groups; "
             "evaluate it on others, or on the data folder with its test clips"
         )
-    figures = evaluate(_answers(release, found, fresh, progress), found.operating_point.threshold)
+    count = len(CONDITIONS) * len(fresh)
+
+    def asked(before: int, condition: str) -> Answers:
+        return _answers(release, found, fresh, lambda done, _: progress(before + done, count), condition)
+
+    given = {condition: asked(i * len(fresh), condition) for i, condition in enumerate(CONDITIONS)}
+    figures = evaluate_conditions(given, found.operating_point.threshold)
     figures["bad"] = [*figures["bad"], *map(list, skipped)]
     return {"release": found.id, "heard": len(clips) - len(fresh), **figures}
 
@@ -92,11 +99,21 @@ def show(figures: dict[str, Any]) -> None:
         ("classifier", ("accuracy", "top3", "ece")),
         ("pair", ("accuracy", "calls_ratio", "bytes_ratio")),
     )
+    conditions = [
+        [f"{name}, worst condition: {worst['condition']}", f"{worst['value']:.3f}", ""]
+        for name, worst in figures.get("headline", {}).items()
+    ]
     title = f"{figures['release']} on {figures['clips']} unheard clips ({figures['heard']} heard ones left out)"
-    table(["figure", "value", "95 % interval"], [cell(p, n) for p, names in wanted for n in names], title=title)
+    table(
+        ["figure", "value", "95 % interval"],
+        [cell(p, n) for p, names in wanted for n in names] + conditions,
+        title=title,
+    )
 
 
-def _answers(release: Path, found: Manifest, clips: Sequence[Clip], progress: Progress) -> Answers:
+def _answers(
+    release: Path, found: Manifest, clips: Sequence[Clip], progress: Progress, condition: str = "clean"
+) -> Answers:
     done = 0
 
     def report(n: int) -> None:
@@ -105,7 +122,7 @@ def _answers(release: Path, found: Manifest, clips: Sequence[Clip], progress: Pr
         progress(done, len(clips))
 
     extra = release / EXTRA
-    return ask(extra / "gate.tflite", extra / "classifier.tflite", (*found.labels, NONE), clips, report)
+    return ask(extra / "gate.tflite", extra / "classifier.tflite", (*found.labels, NONE), clips, report, condition)
 
 
 def _verified(release: Path) -> Manifest:

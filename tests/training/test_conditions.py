@@ -1,0 +1,62 @@
+"""The same clips as devices hear them: repeatable, of the same length, and at the ratio that is promised."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from twophase.audio.dataset import Clip
+from twophase.training.conditions import CONDITIONS, SNRS_DB, Field, channel, mix
+
+
+def tone(hz: float, n: int = 16_000) -> np.ndarray:
+    return (0.3 * np.sin(2 * np.pi * hz * np.arange(n) / 16_000)).astype(np.float32)
+
+
+def clip(path: Path, label: str, split: str, pcm: np.ndarray) -> Clip:
+    soundfile.write(path, pcm, 16_000, subtype="FLOAT")
+    return Clip(f"{abs(hash(path.name)) % 10**9:064x}", str(path), path.name, label, path.name, split)
+
+
+def test_the_channel_keeps_what_is_low_and_loses_what_is_high() -> None:
+    assert np.abs(channel(tone(1000))[500:-500] - tone(1000)[500:-500]).max() < 1e-3
+    assert np.abs(channel(tone(6000))[500:-500]).max() < 1e-3
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 40_000), st.sampled_from(SNRS_DB))
+def test_lengths_stay_and_ratios_hold(n: int, snr_db: int) -> None:
+    rng = np.random.default_rng(n)
+    pcm, background = (rng.standard_normal((2, n)) * 0.1).astype(np.float32)
+    assert channel(pcm).shape == pcm.shape
+    mixed = mix(pcm, background, snr_db)
+    if n >= 20_000:  # long enough for the audible windows to be all of it
+        ratio = np.mean(pcm**2) / np.mean((mixed - pcm) ** 2)
+        assert 10 * np.log10(ratio) == pytest.approx(snr_db, abs=1.0)
+
+
+def test_a_silent_background_changes_nothing() -> None:
+    np.testing.assert_array_equal(mix(tone(440), np.zeros(16_000, np.float32), 0), tone(440))
+
+
+def test_backgrounds_come_from_the_clip_s_own_split(tmp_path: Path) -> None:
+    flute = clip(tmp_path / "flute.wav", "Flute", "test", tone(440))
+    rain = clip(tmp_path / "rain.wav", "Rain", "train", tone(1000))
+    wind = clip(tmp_path / "wind.wav", "Wind", "test", tone(2000))
+    heard = Field("mixed", [flute, rain, wind], ["Flute"])(flute, tone(440))
+    power = np.abs(np.fft.rfft(heard))
+    assert power[2000] > 100 * power[1000]
+    alone = Field("mixed", [flute, rain], ["Flute"])(flute, tone(440))
+    np.testing.assert_array_equal(alone, channel(tone(440)))
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_a_clip_is_heard_the_same_way_every_time(tmp_path: Path, condition: str) -> None:
+    clips = [clip(tmp_path / f"{i}.wav", label, "test", tone(300 + 100 * i)) for i, label in enumerate(["A", "B", "B"])]
+    first, again = (Field(condition, order, ["A"])(clips[0], tone(300)) for order in (clips, clips[::-1]))
+    np.testing.assert_array_equal(first, again)
+    if condition == "clean":
+        np.testing.assert_array_equal(first, tone(300))

@@ -1,0 +1,82 @@
+"""What a trained model is: where it starts, what it keeps, and that its answers are calibrated."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import TinyPair
+from twophase.audio.dataset import Clip
+from twophase.audio.images import ImageSet
+from twophase.errors import TwoPhaseError, UsageError
+from twophase.release.manifest import NONE
+from twophase.release.runtime import Classifier, Gate
+from twophase.training import networks, train
+from twophase.training.answers import Answers
+from twophase.training.evaluate import evaluate, evaluate_conditions
+from twophase.training.fit import Recipe
+
+
+def test_the_small_classifier_starts_from_what_it_learned_of_rendered_sounds() -> None:
+    first, second = (networks.classifier(5).get_weights() for _ in range(2))
+    for a, b in zip(first[:-2], second[:-2], strict=True):  # all but the last layer's
+        np.testing.assert_array_equal(a, b)
+    assert (networks.classifier(5, weights="random").get_weights()[0] != first[0]).any()
+
+
+def test_a_start_is_kept_and_taken_up_and_refused_for_another_front_end(tmp_path: Path) -> None:
+    network, other = (networks.classifier(5, weights="random") for _ in range(2))
+    networks.keep_start(network, tmp_path / "start.npz")
+    networks.start(other, tmp_path / "start.npz")
+    for a, b in zip(network.get_weights()[:-2], other.get_weights()[:-2], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+    with np.load(tmp_path / "start.npz") as kept:
+        arrays = {**kept, "front_end": np.array("fe-000000000000")}
+    np.savez(tmp_path / "start.npz", **arrays)
+    with pytest.raises(TwoPhaseError, match="fe-000000000000"):
+        networks.start(other, tmp_path / "start.npz")
+
+
+@pytest.mark.parametrize(
+    ("backbone", "weights"), [("large", None), ("small", "imagenet"), ("mobilenetv2", "/no/such.h5")]
+)
+def test_backbones_and_weights_that_are_not_there_are_named(backbone: str, weights: str | None) -> None:
+    with pytest.raises(UsageError, match=str(weights or backbone)):
+        networks.classifier(5, backbone, weights)
+
+
+def test_a_trained_model_is_taken_again_and_fits_on_a_device(tiny_pair: TinyPair) -> None:
+    images = ImageSet(tiny_pair.workdir / "set")
+    assert train.train_gate(images, tiny_pair.workdir, Recipe(steps=8)) == tiny_pair.gate
+    assert (tiny_pair.gate / "gate.tflite").stat().st_size <= 64 * 1024
+    assert (tiny_pair.classifier / "classifier.tflite").stat().st_size <= 1 << 20
+    history = json.loads((tiny_pair.classifier / "history.json").read_text())
+    assert history["labels"] == list(images.wanted)
+    pcm = np.random.default_rng(0).standard_normal(40_000).astype(np.float32) * 0.1
+    assert np.isfinite(Gate(tiny_pair.gate / "gate.tflite").clip_score(pcm))
+    answer = Classifier(tiny_pair.classifier / "classifier.tflite").clip_probabilities(pcm)
+    assert answer.shape == (len(images.wanted) + 1,)
+    assert answer.sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_recipes_take_steps_not_epochs() -> None:
+    assert Recipe(steps=100).epochs(10) == 10
+    assert Recipe(steps=100).epochs(1000) == 1
+    assert train.recipe("gate", True, 0).steps < train.recipe("gate", False, 0).steps
+
+
+def test_the_headline_is_the_worst_of_the_conditions() -> None:
+    names = ("Flute", NONE)
+    clips = tuple(
+        Clip(f"{i:064x}", "", "", label, str(i), "test") for i, label in enumerate(["Flute", "Flute", "Rain"])
+    )
+    sure = np.array([[0.9, 0.1], [0.9, 0.1], [0.1, 0.9]], np.float32)
+    clean = Answers(clips, names, np.array([1, 1, -1], np.float32), sure, np.ones(3, np.int64))
+    mixed = replace(clean, gate=np.array([1, -1, -1], np.float32))
+    found = evaluate_conditions({"clean": clean, "mixed": mixed}, 0.0)
+    assert found["gate"] == evaluate(clean, 0.0)["gate"]
+    assert found["conditions"]["mixed"] == evaluate(mixed, 0.0)
+    assert found["headline"]["gate recall"] == {"value": 0.5, "condition": "mixed"}
+    assert found["headline"]["gate stopped"]["value"] == 1.0
