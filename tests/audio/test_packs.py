@@ -136,6 +136,23 @@ def test_what_vanishes_after_planning_is_reported_and_asked_for_again(folder: Pa
     assert sum(1 for p in again.packs for _ in read_entries(p)) == 36
 
 
+def test_a_place_that_refuses_fails_the_shard_and_keeps_what_was_read(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = clips_of(folder)
+    refusing = Path(next(c for c in clips if c.name == "label-1/07.wav").path)
+    kept = refusing.read_bytes()
+    refusing.unlink()
+    refusing.mkdir()
+    with pytest.raises(TwoPhaseError, match=r"1 clips cannot be read now; what was read is kept.*07\.wav"):
+        make(tmp_path / "store", clips)
+    refusing.rmdir()
+    refusing.write_bytes(kept)
+    decoded = Decoded(monkeypatch)
+    assert make(tmp_path / "store", clips).gone == ()
+    assert decoded.names == ["label-1/07.wav"]
+
+
 @pytest.mark.parametrize("damage", ["list", "no images", "short images", "no array"])
 def test_a_damaged_pack_is_made_again(folder: Path, tmp_path: Path, damage: str) -> None:
     clips = clips_of(folder)

@@ -304,6 +304,8 @@ def _by_content(rows: Sequence[_Row], skipped: list[tuple[str, str]], digests: P
         for row in rows:
             sha = known.of(row.file) or next(fresh)
             if isinstance(sha, sources.Unreachable):
+                if sources.is_url(row.file.location) and not sha.gone:
+                    raise sha  # a bucket out of order would leave out every clip behind it
                 skipped.append((row.file.name, sha.reason))
                 continue
             group = row.group or sha

@@ -9,8 +9,8 @@ whose range they lie. The `.jsonl` comes last and is the pack's word that it is 
 taken for whole. New clips make a new pack; what is there stays as it is, until a shard's clips lie in more than
 `MERGE` packs and are copied together. A pack that does not fit its `.jsonl` is passed over: its clips are made again.
 
-Only what a clip's content decides is kept: its images, or why it can never have any. A clip that cannot be reached is
-reported, and asked for again next time.
+Only what a clip's content decides is kept: its images, or why it can never have any. A clip that is gone is reported,
+and asked for again next time; a place that refuses (403, 503, an I/O error) fails the shard once what was read is kept.
 """
 
 import itertools
@@ -82,7 +82,7 @@ def make(store: Path, clips: Sequence[Clip], report: Report = lambda n: None, wo
     """See that packs of the store hold these clips, decoding only those that none has.
 
     A clip that cannot be used is not an error here: its entry says why, and the collection decides. Memory holds a few
-    clips a worker, whatever their number. Raises `TwoPhaseError` when the store cannot be written.
+    clips a worker, whatever their number. Raises `TwoPhaseError` when the store cannot be written or clips not be read.
     """
     home = store / FRONT_END.fingerprint
     unique = {c.sha256: c for c in sorted(clips, key=lambda c: (c.sha256, c.name))}
@@ -91,12 +91,15 @@ def make(store: Path, clips: Sequence[Clip], report: Report = lambda n: None, wo
     missing = [clip for sha, clip in unique.items() if sha not in held]
     packs = {pack for pack, _ in held.values()}
     gone: list[tuple[str, str]] = []
+    refused: list[sources.Unreachable] = []
     if missing:
         workers = workers or len(os.sched_getaffinity(0))
         with ThreadPoolExecutor(workers) as pool:  # decoding, resampling and the FFT release the interpreter's lock
             made = _in_order(pool, missing, images_of, workers * 4)
-            written = _write(home, _reached(made, gone, report))
+            written = _write(home, _reached(made, gone, refused, report))
         packs |= {written} if written else set()
+    if refused:
+        raise TwoPhaseError(f"{len(refused)} clips cannot be read now; what was read is kept. The first: {refused[0]}")
     if len(packs) > MERGE:
         whole = _write(home, _copies(_lookup(home, unique)))
         packs = {whole} if whole else set()
@@ -108,7 +111,7 @@ def images_of(clip: Clip) -> tuple[Image, Entry]:
     none = np.empty((0, *FRONT_END.shape), np.uint8)
     data = sources.read(clip.path)
     if digest(data) != clip.sha256:
-        raise sources.Unreachable(clip.path, "has changed since the clips were listed; run again")
+        raise sources.Unreachable(clip.path, "has changed since the clips were listed; run again", gone=True)
     try:
         native, rate = decode_native(data, clip.name)
         pcm = resample(native, rate, clip.name)
@@ -236,13 +239,19 @@ def check(images: Image, entry: Entry, pack: Path) -> None:
 
 
 def _reached(
-    made: Iterator[tuple[Clip, Any]], gone: list[tuple[str, str]], report: Report
+    made: Iterator[tuple[Clip, Any]],
+    gone: list[tuple[str, str]],
+    refused: list[sources.Unreachable],
+    report: Report,
 ) -> Iterator[tuple[Image, Entry]]:
     for clip, result in made:
         try:
             yield result()
         except sources.Unreachable as error:
-            gone.append((clip.sha256, error.reason))
+            if error.gone:
+                gone.append((clip.sha256, error.reason))
+            else:
+                refused.append(error)
         report(1)
 
 

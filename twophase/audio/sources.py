@@ -24,11 +24,15 @@ _EXTRAS = {"gs": "google", "gcs": "google", "s3": "aws", "az": "azure", "abfs": 
 
 
 class Unreachable(TwoPhaseError):
-    """A place that cannot be read now; the message names it and says why."""
+    """A place that cannot be read now; the message names it and says why.
 
-    def __init__(self, location: str, reason: str) -> None:
+    `gone` is whether that is final as far as this run goes: nothing is there, or something else than was listed. All
+    else (no access, a bucket out of order) may pass, and is worth another try.
+    """
+
+    def __init__(self, location: str, reason: str, gone: bool = False) -> None:
         super().__init__(f"{location}: {reason}")
-        self.reason = reason
+        self.reason, self.gone = reason, gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,7 @@ def read(location: str) -> bytes:
     except UsageError:
         raise
     except Exception as error:  # every package for a bucket has exceptions of its own
-        raise Unreachable(location, _why(error)) from None
+        raise Unreachable(location, _why(error), isinstance(error, FileNotFoundError)) from None
 
 
 def listing(place: str) -> list[Found]:
