@@ -110,7 +110,7 @@ class FrontEnd:
         """Images in [0, white] by blocks that stay in the processor's cache; each block overwrites the one before."""
         from scipy.fft import rfft  # its batched float32 transform; devices use the graph form and need no SciPy
 
-        self.check(windows)
+        self._check_shape(windows)
         x = np.ascontiguousarray(windows, dtype=np.float32)
         size = min(_BLOCK, len(x))
         frames = np.lib.stride_tricks.sliding_window_view(x, self.n_fft, axis=-1)[:, :: self.hop]
@@ -118,6 +118,7 @@ class FrontEnd:
         mel = np.empty((size, *self.shape), np.float32)
         for i in range(0, len(x), size or 1):
             n = min(size, len(x) - i)
+            _check_finite(x[i : i + n])  # here, where it brings the block into the cache
             spectrum = rfft(np.multiply(frames[i : i + n], self.hann, out=framed[:n]), axis=-1)
             squares = spectrum.view(np.float32)
             np.square(squares, out=squares)
@@ -148,14 +149,21 @@ class FrontEnd:
 
     def check(self, windows: Floats) -> None:
         """Raise `ValueError` unless `windows` is finite [n, samples]."""
+        self._check_shape(windows)
+        _check_finite(windows)
+
+    def _check_shape(self, windows: Floats) -> None:
         if windows.ndim != 2 or windows.shape[1] != self.samples:
             raise ValueError(f"windows must be [n, {self.samples}] samples, not {list(windows.shape)}")
-        if not np.isfinite(windows).all():
-            raise ValueError("windows hold NaN or infinite samples; only finite values have an image")
 
 
 FRONT_END = FrontEnd()
 """The front end of this version of the project, for both models."""
+
+
+def _check_finite(windows: Floats) -> None:
+    if not np.isfinite(windows).all():
+        raise ValueError("windows hold NaN or infinite samples; only finite values have an image")
 
 
 def _hz_to_mel(hz: float) -> float:
