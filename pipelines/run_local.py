@@ -69,8 +69,9 @@ class _Events(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
-        self._log.write(text)
-        self._log.flush()
+        with contextlib.suppress(OSError):  # a full disk stops the step that needs it, and that step says so
+            self._log.write(text)
+            self._log.flush()
         *lines, self._line = (self._line + text).split("\n")
         for event in filter(None, map(parse, lines)):
             if event.error:

@@ -14,12 +14,6 @@ from twophase.targets.vertex import CANARY_PERCENT, Registry, SmokeTestFailed
 from twophase.training.compare import against_champion
 from twophase.training.judge import Judgement
 
-# The SDK leaves the sockets of its sessions to the garbage collector.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
-
 PLACE = ("local", "us-central1")
 
 

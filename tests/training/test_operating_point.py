@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twophase.audio.dataset import Clip
@@ -63,6 +63,7 @@ def test_no_other_threshold_costs_less(rows, miss: float, call: float) -> None:
     assert chosen <= min(others) + 1e-6
 
 
+@settings(deadline=None, max_examples=25)  # a thousand resamplings each
 @given(rows=many)
 def test_figures_are_shares_and_agree_with_each_other(rows) -> None:
     given_answers = answers([r[0] for r in rows], [r[1] for r in rows])

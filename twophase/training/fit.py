@@ -1,15 +1,17 @@
 """Fitting one network: seeded, resumable, and the same every time.
 
     STATE/                   one fit, named by whoever calls by all that it depends on
-      N.npz                  every variable after epoch N: the last finished one, and the best by validation loss
+      N.npz                  every variable after epoch N: the last kept one, and the best by validation loss
       progress.json          history up to epoch N; written last: an epoch counts when this says so
       logs/                  TensorBoard
 
-A fit that is killed goes on after its last finished epoch, and ends with the weights of an undisturbed one: batches and
+Epochs are kept every few seconds: those of a small set take less time than keeping them. A fit that is killed goes on
+after the last kept one, and ends with the weights of an undisturbed one: batches and
 augmentation are functions of (seed, epoch), and dropout's generator is kept too, which Keras's own weight files leave
 out. Same seed, inputs and thread count: same weights (`enable_op_determinism`).
 """
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -33,6 +35,10 @@ Progress = Callable[[int, int, dict[str, float]], object]
 
 MOST_EPOCHS = 100
 """However few the clips: an epoch costs time of its own, and a handful of clips teaches nothing more after so many."""
+
+
+KEEP_EVERY_S = 5.0
+"""How much work a killed fit loses at most, in seconds and the epoch under way."""
 
 
 @dataclass(frozen=True)
@@ -118,12 +124,14 @@ class _Run:
         self._planned, self._patience, self._progress = planned, patience, progress
         self.history: dict[str, list[float]] = {}
         self.epoch = 0
+        self._best_values: dict[str, Any] = {}
+        self._kept = -math.inf
 
     @property
     def best(self) -> int:
         """The epoch, from 1, of the lowest validation loss; 0 before the first."""
         losses = self.history.get("val_loss", [])
-        return 1 + int(np.argmin(losses)) if losses else 0
+        return 1 + int(np.argmin(np.nan_to_num(losses, nan=np.inf))) if losses else 0
 
     @property
     def over(self) -> bool:
@@ -141,22 +149,35 @@ class _Run:
         for name, value in logs.items():
             self.history.setdefault(name, []).append(float(value))
         self.epoch += 1
-        with replacing(self._file(self.epoch)) as file:
-            np.savez(file, **{name: variable.numpy() for name, variable in self._variables().items()})
-        write_json(self._state / "progress.json", self.history)
-        for path in self._state.glob("*.npz"):
-            if path not in (self._file(self.epoch), self._file(self.best)):
-                path.unlink()
+        if self.best == self.epoch:
+            self._best_values = self._values()
+        if self.over or time.monotonic() - self._kept >= KEEP_EVERY_S:
+            self._keep()
         self._progress(self.epoch, self._planned, logs)
 
     def take_best(self) -> None:
         """Leave the best epoch's variables in the network."""
         self._load(self.best)
 
+    def _keep(self) -> None:
+        needed = {self._file(self.epoch): self._values(), self._file(self.best): self._best_values}
+        for path, values in needed.items():
+            if not path.exists():
+                with replacing(path) as file:
+                    np.savez(file, **values)
+        write_json(self._state / "progress.json", self.history)
+        for path in self._state.glob("*.npz"):
+            if path not in needed:
+                path.unlink()
+        self._kept = time.monotonic()
+
     def _load(self, epoch: int) -> None:
         with np.load(self._file(epoch)) as saved:
             for name, variable in self._variables().items():
                 variable.assign(saved[name])
+
+    def _values(self) -> dict[str, Any]:
+        return {name: variable.numpy() for name, variable in self._variables().items()}
 
     def _variables(self) -> dict[str, Any]:
         network = {f"network{i}": v for i, v in enumerate(self._network.variables)}
