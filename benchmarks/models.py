@@ -11,6 +11,7 @@ Trained models stay in `twophase-work/benchmark-models`.
 
 import os
 import sys
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -23,6 +24,7 @@ from scipy.stats import t as student
 
 from twophase.audio.dataset import Dataset, read_source
 from twophase.audio.images import ImageSet, make_all
+from twophase.errors import TwoPhaseError
 from twophase.files import read_json
 from twophase.release.manifest import NONE
 from twophase.training import train
@@ -39,8 +41,12 @@ LATENCY_RUNS = 50
 
 def run(recordings: Path | None = None, workdir: Path = WORKDIR) -> dict[str, Any]:
     """All figures; `recordings` is a data folder with groups, by default what TWOPHASE_RECORDINGS names."""
-    recordings = recordings or Path(os.environ["TWOPHASE_RECORDINGS"])
-    found = read_source(recordings)
+    named = recordings or os.environ.get("TWOPHASE_RECORDINGS")
+    if not named:
+        raise TwoPhaseError(
+            "TWOPHASE_RECORDINGS: is not set; name a folder of recordings with labels.csv and wanted.txt"
+        )
+    found = read_source(Path(named))
     folds = [_fold(found, k, workdir) for k in range(FOLDS)]
     rows, mean = [], {}
     for name in folds[0]["figures"]:
@@ -206,7 +212,8 @@ def _notebook(name: str, quantised: bool) -> bytes:
     network = keras.Sequential([base, keras.layers.Dense(1 if quantised else 18)])
     converter = tf.lite.TFLiteConverter.from_keras_model(network)
     converter.optimizations = [tf.lite.Optimize.DEFAULT] if quantised else []
-    return bytes(converter.convert())
+    with redirect_stdout(sys.stderr):  # Keras lists every variable
+        return bytes(converter.convert())
 
 
 def _latency(content: bytes, runs: int) -> dict[str, float]:
