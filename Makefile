@@ -22,7 +22,7 @@ setup: .venv/.ready  ## make .venv with everything, from the lock file
 	@touch $@
 
 run: setup  ## clips -> images -> gate + classifier -> release -> version -> endpoint -> predictions
-	$(BIN)/twophase run $(ARGS)
+	$(BIN)/twophase run --quick $(ARGS)
 
 test: setup  ## the tests (minutes); ARGS='-k name' for some of them
 	$(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)

@@ -11,11 +11,11 @@ nothing.
 """
 
 from collections.abc import Collection, Sequence
-from pathlib import Path
 
 import numpy as np
 import soxr
 
+from twophase.audio import sources
 from twophase.audio.dataset import Clip
 from twophase.audio.decode import BadClip, decode
 from twophase.audio.frontend import SAMPLE_RATE, Floats
@@ -51,8 +51,8 @@ class Field:
         rng = np.random.default_rng(int(clip.sha256[:15], 16))
         chosen = choices[rng.integers(len(choices))]
         try:
-            background = decode(Path(chosen.path), chosen.name)
-        except BadClip:  # named as bad in its own turn
+            background = decode(sources.read(chosen.path), chosen.name)
+        except (BadClip, sources.Unreachable):  # named as bad in its own turn
             return pcm
         start, snr_db = rng.integers(len(background)), SNRS_DB[rng.integers(len(SNRS_DB))]
         background = np.resize(np.roll(background, -start), len(pcm))

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twophase.audio import pictures
+from twophase.audio import pictures, sources
 from twophase.audio.dataset import SPLITS, Clip
 from twophase.audio.decode import BadClip, decode
 from twophase.audio.frontend import SAMPLE_RATE, Floats
@@ -387,11 +387,11 @@ def _sound(clip: Clip) -> str | None:
     import soundfile
 
     try:
-        content = Path(clip.path).read_bytes()
+        content = sources.read(clip.path)
         if digest(content) != clip.sha256:
             return None
         pcm = excerpt(decode(content, clip.name))
-    except (OSError, BadClip):
+    except (sources.Unreachable, BadClip):
         return None
     file = io.BytesIO()
     soundfile.write(file, pcm, SAMPLE_RATE, format="MP3", subtype="MPEG_LAYER_III")
