@@ -12,7 +12,7 @@ nor a common label outweighs the rest.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,11 +39,25 @@ def recipe(kind: str, quick: bool, seed: int) -> Recipe:
 
     docs/models.md says what each part gives.
     """
-    field = Augment(band_limit_probability=0.5, background_probability=0.5, background_snr_db=(-3.0, 25.0))
     if kind == "gate":
-        augment = replace(field, shift_frames=4)
+        augment = Augment(
+            shift_frames=4,
+            background_probability=0.5,
+            background_snr_db=(-3.0, 25.0),
+            band_limit_probability=0.5,
+        )
         return Recipe(400 if quick else 1600, learning_rate=3e-3, weight_decay=1e-3, seed=seed, augment=augment)
-    augment = replace(field, shift_frames=6, warp_semitones=2.5, background_snr_db=(0.0, 25.0))
+    augment = Augment(
+        warp_semitones=2.5,
+        shift_frames=6,
+        background_probability=0.2,
+        background_snr_db=(0.0, 25.0),
+        band_limit_probability=0.3,
+        time_masks=2,
+        time_mask_frames=4,
+        freq_masks=2,
+        freq_mask_mels=4,
+    )
     return Recipe(400 if quick else 2400, learning_rate=2e-3, weight_decay=0.05, seed=seed, augment=augment)
 
 
