@@ -35,7 +35,7 @@ class OperatingPoint:
     """The gate threshold and what it did on validation data, on which it was chosen."""
 
     threshold: float
-    """A window is escalated when its logit is at least this."""
+    """A clip is escalated when the mean logit of its audible windows is at least this."""
     chosen_by: str
     """The rule in words: a recall target, or costs."""
     recall: float
