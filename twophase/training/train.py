@@ -42,7 +42,7 @@ def recipe(kind: str, quick: bool, seed: int) -> Recipe:
     if kind == "gate":
         augment = Augment(
             shift_frames=4,
-            background_probability=0.5,
+            background_probability=0.25,
             background_snr_db=(-3.0, 25.0),
             band_limit_probability=0.5,
         )
