@@ -24,4 +24,3 @@ def test_the_spec_is_a_pipeline_spec(name: str) -> None:
 def test_no_path_of_one_machine_is_in_the_spec(name: str) -> None:
     text = spec_path(name).read_text("utf-8")
     assert "/home/" not in text
-    assert "/work/" not in text
