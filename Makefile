@@ -5,7 +5,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 SEEDS ?= 200
-# Steps of a pipeline and test workers are processes of their own; one maths thread each is faster than all fighting.
+# TensorFlow says a page of things at every start that nobody here can act on.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 help:  ## say what there is

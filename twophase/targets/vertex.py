@@ -95,11 +95,10 @@ class Registry:
         return folder
 
     @_in_words
-    def register(self, release: Path, model: str, uri: str | None = None) -> str:
+    def register(self, release: Path, model: str) -> str:
         """Upload a release as the next version of `model`; return `projects/.../models/ID@VERSION`.
 
-        `uri` is where the cloud finds the folder, where that is another name for it. A release that is a version
-        already is not uploaded again.
+        A release that is a version already is not uploaded again.
         """
         manifest = read(release)
         parent = self._model(model)
@@ -108,11 +107,10 @@ class Registry:
                 known = self._sdk.Model(f"{parent.resource_name}@{version.version_id}")
                 if known.labels.get("release") == manifest.id:
                     return str(known.versioned_resource_name)
-        if uri is None:
-            self._stage()
+        self._stage()
         uploaded = self._sdk.Model.upload(
             display_name=model,
-            artifact_uri=uri or str(release),
+            artifact_uri=str(release),
             serving_container_image_uri=SERVER_IMAGE,
             serving_container_predict_route="/predict",
             serving_container_health_route="/health",
