@@ -49,8 +49,8 @@ class Outcome:
             print(f"no answers: {self.unanswered}")
         for name, reason in self.left_out[:20]:
             print(f"left out: {name}: {reason}")
-        if len(self.left_out) > 20:
-            print(f"... {len(self.left_out)} clips were left out in all")
+        if self.left_out:
+            print(f"{len(self.left_out)} files were left out in all")
         print()
         width = 10
         for name, value in (
