@@ -9,6 +9,7 @@ import builtins
 import io
 import os
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from twophase.audio.decode import decode
 from twophase.audio.frontend import SAMPLE_RATE
 from twophase.errors import TwoPhaseError
 from twophase.files import JSON
+from twophase.release.manifest import EXTRA, read
 
 _AS_IT_IS = 1_000_000
 """Largest file that is sent as it is, in bytes: with base64, Vertex's shared endpoints take 1.5 MB a request."""
@@ -32,7 +34,9 @@ class Vertex:
         """`api_endpoint` is an address such as `http://127.0.0.1:8470`, or empty for Google's own."""
         self.address = api_endpoint.rstrip("/") or f"https://{region}-aiplatform.googleapis.com"
         self.parent = f"projects/{project}/locations/{region}"
-        headers = {} if self.address.startswith("http://") else {"authorization": f"Bearer {_token()}"}
+        local = self.address.startswith("http://")
+        token = os.environ.get("TWOPHASE_TOKEN") if local else _token()
+        headers = {"authorization": f"Bearer {token}"} if token else {}
         self._http = httpx.Client(base_url=f"{self.address}/v1/", headers=headers, timeout=60.0)
 
     def list(self, collection: str, field: str, **params: str) -> Iterator[JSON]:
@@ -53,9 +57,21 @@ class Vertex:
         """Call a method, such as `{endpoint}:predict`."""
         return self._call("POST", name, json=body)
 
+    def patch(self, name: str, body: JSON, **params: str) -> JSON:
+        """Change the fields of a resource that `updateMask` names."""
+        return self._call("PATCH", name, json=body, params=params)
+
     def delete(self, name: str) -> JSON:
-        """Delete a resource."""
-        return self._call("DELETE", name)
+        """Delete a resource, and wait until it is gone."""
+        return self._finished(self._call("DELETE", name))
+
+    def done(self, name: str, body: JSON) -> JSON:
+        """Call a method that answers with an operation, and wait for its response."""
+        return self._finished(self.post(name, body))
+
+    def find(self, kind: str, display_name: str) -> JSON | None:
+        """The one of `models` or `endpoints` that has this name, models at their default version."""
+        return next(self.list(f"{self.parent}/{kind}", kind, filter=f'display_name="{display_name}"'), None)
 
     def model(self, display_name: str) -> JSON:
         """The model of that name, at its default version. Raises `TwoPhaseError` naming those that there are."""
@@ -70,6 +86,32 @@ class Vertex:
         found = self.list(f"{model['name'].split('@')[0]}:listVersions", "models")
         return sorted(found, key=lambda version: int(version["versionId"]))
 
+    def version(self, model: str, wanted: str) -> JSON:
+        """A version of the model with that resource name, by its number, an alias, or its release `r-<12 hex>`.
+
+        Raises `TwoPhaseError`.
+        """
+        if not wanted.startswith("r-"):
+            return self.get(f"{model}@{wanted}")
+        known = self.versions({"name": model})
+        found = [version for version in known if version.get("labels", {}).get("release") == wanted]
+        if not found:
+            releases = ", ".join(version.get("labels", {}).get("release", version["versionId"]) for version in known)
+            raise TwoPhaseError(f"{wanted}: is no version of {model}; there are {releases}")
+        return found[-1]
+
+    def upload(self, display_name: str, folder: Path, parent: str = "") -> JSON:
+        """Have the platform on this machine copy a model folder in: as a new model, or as a version of `parent`.
+
+        The version as it is then. Google's cloud reads buckets only: `twophase.targets.vertex` stages folders there.
+        """
+        model: dict[str, Any] = {"displayName": display_name, "artifactUri": str(folder.absolute())}
+        if (folder / EXTRA / "release.json").is_file():
+            found = read(folder)
+            model["labels"] = {"release": found.id, "front_end": found.fingerprint}
+        made = self.done(f"{self.parent}/models:upload", {"model": model} | ({"parentModel": parent} if parent else {}))
+        return self.get(f"{made['model']}@{made['modelVersionId']}")
+
     def predict(self, endpoint: JSON, clips: Sequence[Path]) -> JSON:
         """Ask an endpoint about clip files, a request each; Vertex's answer with a prediction a clip."""
         answers = [
@@ -79,14 +121,25 @@ class Vertex:
         return {**answers[-1], "predictions": [answer["predictions"][0] for answer in answers]}
 
     def _named(self, kind: str, display_name: str) -> JSON:
-        found = builtins.list(self.list(f"{self.parent}/{kind}", kind, filter=f'display_name="{display_name}"'))
-        if not found:
+        found = self.find(kind, display_name)
+        if found is None:
             names = sorted({item["displayName"] for item in self.list(f"{self.parent}/{kind}", kind)})
             raise TwoPhaseError(
                 f"{display_name}: is none of the {kind} at {self.address}; "
                 + (f"there are {', '.join(names)}" if names else "there are none yet: `twophase run` makes one")
             )
-        return found[0]
+        return found
+
+    def _finished(self, operation: JSON) -> JSON:
+        """The response of an operation, once it has ended. Raises `TwoPhaseError` when it ended badly."""
+        wait_s = 0.2
+        while not operation.get("done"):
+            time.sleep(wait_s)
+            wait_s = min(2 * wait_s, 10.0)
+            operation = self.get(operation["name"])
+        if "error" in operation:
+            raise TwoPhaseError(f"{self.address}: {operation['name']} failed: {operation['error'].get('message')}")
+        return operation.get("response", {})
 
     def _call(self, method: str, name: str, **how: Any) -> JSON:
         try:

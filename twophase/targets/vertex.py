@@ -3,7 +3,8 @@
 A model of the registry holds every version of one pair; the version's label `release` names what it is. One endpoint of
 the same name serves it. Going live is: deploy beside the live version with a small share of the traffic, replay the
 golden windows through the endpoint until the newcomer has answered, then move all traffic to it and the alias
-`default` with it. Where the newcomer answers wrongly it is undeployed and the live version keeps what it had.
+`default` with it; the version before stays deployed, for a rollback (`twophase.targets.traffic`). Where the newcomer
+answers wrongly it is undeployed and the live version keeps what it had.
 
 An endpoint on a plain http address is the local platform: it takes no credentials and speaks REST.
 """
@@ -24,10 +25,10 @@ from twophase.errors import TwoPhaseError
 from twophase.files import new_directory
 from twophase.release.golden import GOLDEN, PROBABILITY_TOLERANCE
 from twophase.release.manifest import NONE, read, verify
+from twophase.targets.traffic import MACHINE, before, history, recorded
 
 SERVER_IMAGE = "twophase/server:0.1.0"
 CANARY_PERCENT = 10
-MACHINE = "n1-standard-2"
 
 _TRIES = 300  # at 10 % of the traffic a canary is missed this often once in 10^13 deployments
 _ENOUGH = 3
@@ -141,11 +142,15 @@ class Registry:
             new = self._deployed(endpoint, chosen)
             try:
                 self._smoke(endpoint, release, new)
-                endpoint.update(traffic_split={d.id: 100 if d.id == new else 0 for d in endpoint.list_models()})
+                endpoint.update(
+                    traffic_split={d.id: 100 if d.id == new else 0 for d in endpoint.list_models()},
+                    labels=recorded(endpoint.labels, {chosen.version_id: 100}),
+                )
             except BaseException:
                 self._take_back(endpoint, new)
                 raise
-        for old in [d.id for d in endpoint.list_models() if d.id != new]:
+        kept = {chosen.version_id, before(history(endpoint.labels), chosen.version_id)}
+        for old in [d.id for d in endpoint.list_models() if d.model_version_id not in kept]:
             endpoint.undeploy(old)
         chosen.versioning_registry.add_version_aliases(["default"], chosen.version_id)
         return str(endpoint.resource_name)
