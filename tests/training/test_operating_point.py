@@ -11,6 +11,7 @@ from twophase.release.manifest import NONE
 from twophase.training.answers import Answers, read, write
 from twophase.training.compare import compare
 from twophase.training.evaluate import evaluate, right
+from twophase.training.intervals import wilson
 from twophase.training.operating_point import DEFAULT_RULE, Rule, choose, parse_rule
 
 NAMES = ("Cello", "Flute", NONE)
@@ -76,6 +77,23 @@ def test_figures_are_shares_and_agree_with_each_other(rows) -> None:
     # The classifier is always right here, so the pair is wrong exactly where the gate misses.
     assert figures["pair"]["accuracy"] == pytest.approx(1 - (1 - gate["recall"]) * wanted / n)
     assert figures["pair"]["calls_ratio"] == pytest.approx(gate["escalation_rate"])
+
+
+@settings(deadline=None, max_examples=10)
+@given(rows=many)
+def test_a_share_lies_in_its_interval_which_is_never_without_width(rows) -> None:
+    point = choose(answers([r[0] for r in rows], [r[1] for r in rows]))
+    assert point.intervals.keys() == {"recall", "stopped", "escalation_rate"}
+    for name, (low, high) in point.intervals.items():
+        assert 0 <= low < high <= 1
+        assert low - 1e-9 <= getattr(point, name) <= high + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("share", "count", "low", "high"), [(1.0, 10, 0.7225, 1.0), (0.0, 10, 0.0, 0.2775), (0.5, 40, 0.352, 0.648)]
+)
+def test_wilson_gives_the_textbook_interval(share: float, count: int, low: float, high: float) -> None:
+    assert wilson(share, count) == pytest.approx([low, high], abs=5e-4)
 
 
 def test_answers_come_back_as_they_were_kept(tmp_path) -> None:

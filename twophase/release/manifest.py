@@ -44,6 +44,9 @@ class OperatingPoint:
     """Share of unwanted validation clips that are stopped."""
     escalation_rate: float
     """Share of all validation clips that are let through."""
+    intervals: dict[str, list[float]] = field(default_factory=dict)
+    """The 95 % interval, [low, high], of each of the three shares for other clips of this kind, the threshold being
+    what it is; releases before this field have none."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from twophase.errors import TwoPhaseError
 from twophase.release.heard import unheard
 from twophase.release.manifest import EXTRA, NONE, read
 from twophase.training.answers import Answers, ask
-from twophase.training.evaluate import bootstrap, right
+from twophase.training.evaluate import right
+from twophase.training.intervals import bootstrap, groups_of
 from twophase.training.judge import Judgement
 
 
@@ -61,7 +62,7 @@ def compare(
 ) -> Verdict:
     """The verdict on two sets of answers to the same clips."""
     difference = right(new, new_threshold).astype(np.float32) - right(old, old_threshold).astype(np.float32)
-    groups = np.unique([c.group for c in new.clips], return_inverse=True)[1].astype(np.int64)
+    groups = groups_of(new.clips)
 
     def figure(weights: Floats) -> NDArray[np.float64]:
         return np.asarray((weights @ difference) / np.maximum(weights.sum(axis=1), 1), np.float64)

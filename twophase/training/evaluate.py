@@ -1,11 +1,10 @@
 """Figures of the pair from its answers: gate, classifier, and both as one system.
 
 A clip is right in the end when it is not wanted and was stopped (by the gate, or by the classifier's none of these),
-or is wanted, was let through and got its label. Intervals are 95 % bootstrap intervals over groups, not clips: clips of
-one note or speaker are not independent.
+or is wanted, was let through and got its label. Intervals are 95 % intervals over groups, see intervals.py.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,9 @@ from numpy.typing import NDArray
 
 from twophase.audio.frontend import Floats
 from twophase.training.answers import Answers
+from twophase.training.intervals import Mask, groups_of, interval
 
-Mask = NDArray[np.bool_]
 RECALLS = (0.95, 0.99)
-ROUNDS = 1000
 HEADLINE = (
     ("gate", "accuracy"),
     ("gate", "recall"),
@@ -37,14 +35,14 @@ def right(answers: Answers, threshold: float) -> Mask:
 def evaluate(answers: Answers, threshold: float) -> dict[str, Any]:
     """All figures as one JSON object: `clips`, `gate`, `classifier`, `pair`; what has no clips to rest on is null."""
     wanted, passed = answers.wanted, answers.gate >= threshold
-    groups = _group_numbers(answers)
+    groups = groups_of(answers.clips)
     total = int(answers.bytes.sum())
     top = np.argsort(-answers.probabilities, axis=1, kind="stable")
     in_top3 = (top[:, :3] == answers.truth[:, None]).any(axis=1)
 
     def share(of: Mask, among: Mask | None = None) -> dict[str, Any]:
         among = np.ones(len(of), bool) if among is None else among
-        return {"value": _mean(of[among]), "interval": _interval(of, among, groups)}
+        return {"value": _mean(of[among]), "interval": interval(of, among, groups)}
 
     figures = {
         "gate.accuracy": share(passed == wanted),
@@ -120,31 +118,6 @@ def calibration_error(probabilities: Floats, truth: NDArray[np.int64], bins: int
     which = np.minimum((confidence * bins).astype(np.int64), bins - 1)
     gaps = np.abs(np.bincount(which, correct - confidence, bins))
     return float(gaps.sum() / len(truth))
-
-
-def bootstrap(groups: NDArray[np.int64], figure: Callable[[Floats], NDArray[np.float64]]) -> NDArray[np.float64]:
-    """`ROUNDS` values of a figure under resampling of groups; `figure` takes clip weights [rounds, n]."""
-    rng = np.random.default_rng(0)
-    count = int(groups.max()) + 1
-    draws = rng.multinomial(count, np.full(count, 1.0 / count), ROUNDS).astype(np.float32)
-    return figure(draws[:, groups])
-
-
-def _interval(of: Mask, among: Mask, groups: NDArray[np.int64]) -> list[float] | None:
-    if not among.any():
-        return None
-
-    def figure(weights: Floats) -> NDArray[np.float64]:
-        total = weights[:, among].sum(axis=1)
-        hits = weights[:, among & of].sum(axis=1)
-        return np.where(total > 0, hits / np.maximum(total, 1), np.nan).astype(np.float64)
-
-    low, high = np.nanpercentile(bootstrap(groups, figure), [2.5, 97.5])
-    return [float(low), float(high)]
-
-
-def _group_numbers(answers: Answers) -> NDArray[np.int64]:
-    return np.unique([c.group for c in answers.clips], return_inverse=True)[1].astype(np.int64)
 
 
 def _mean(values: Mask) -> float | None:

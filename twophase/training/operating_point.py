@@ -12,6 +12,7 @@ from twophase.errors import TwoPhaseError, UsageError
 from twophase.release.manifest import OperatingPoint
 from twophase.training.answers import Answers
 from twophase.training.evaluate import threshold_for_recall
+from twophase.training.intervals import groups_of, interval
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,17 @@ def choose(validation: Answers, rule: Rule = DEFAULT_RULE) -> OperatingPoint:
         threshold = _below(threshold_for_recall(wanted, rule.recall), validation)
     else:
         threshold = _cheapest(validation, rule)
+    passed, groups = validation.gate >= threshold, groups_of(validation.clips)
+    shares = {
+        "recall": (passed, validation.wanted),
+        "stopped": (~passed, ~validation.wanted),
+        "escalation_rate": (passed, np.ones_like(passed)),
+    }
     return OperatingPoint(
-        threshold=threshold,
-        chosen_by=str(rule),
-        recall=float((wanted >= threshold).mean()),
-        stopped=float((other < threshold).mean()),
-        escalation_rate=float((validation.gate >= threshold).mean()),
+        threshold,
+        str(rule),
+        **{name: float(of[among].mean()) for name, (of, among) in shares.items()},
+        intervals={name: found for name, which in shares.items() if (found := interval(*which, groups))},
     )
 
 
