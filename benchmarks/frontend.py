@@ -22,9 +22,9 @@ import librosa
 import numpy as np
 from _notebook_recipe import make_image
 from _report import at_least, emit, in_turns, machine, row
-from scipy.fft import rfft
 from threadpoolctl import threadpool_limits
 
+from twophase.audio import frontend_compiled as compiled
 from twophase.audio.frontend import FRONT_END, Floats
 
 ROUNDS, WINDOWS = 7, 256
@@ -35,7 +35,7 @@ def run() -> dict[str, Any]:
     with TemporaryDirectory() as folder, _one_core():
         rates = in_turns(_peers(Path(folder)), ROUNDS)
         stages = in_turns(_stages(_windows(WINDOWS)), ROUNDS)
-    ours = rates["ours, NumPy and SciPy"]
+    ours = rates["ours, compiled"]
     return {
         "benchmark": "frontend",
         "machine": machine(),
@@ -69,8 +69,10 @@ def _peers(folder: Path) -> dict[str, Callable[[], float]]:
         make_image(window, f.sample_rate, folder / "a.png", (f.mels, f.frames))
 
     return {
+        "ours, compiled": lambda: _rate(lambda: compiled.images(windows), WINDOWS),
+        "ours, compiled, a window a call": lambda: _rate(lambda: [compiled.images(w[None]) for w in windows[:64]], 64),
         "ours, NumPy and SciPy": lambda: _rate(lambda: f.images(windows), WINDOWS),
-        "ours, a window a call": lambda: _rate(lambda: [f.images(w[None]) for w in windows[:64]], 64),
+        "ours, NumPy and SciPy, a window a call": lambda: _rate(lambda: [f.images(w[None]) for w in windows[:64]], 64),
         "ours, TensorFlow graph": lambda: _rate(lambda: graph(windows[:64]).numpy(), 64),
         "librosa": lambda: _rate(lambda: [with_librosa(w) for w in windows[:64]], 64),
         "the notebook's recipe": lambda: _rate(lambda: recipe(windows[0]), 1),
@@ -78,32 +80,26 @@ def _peers(folder: Path) -> dict[str, Callable[[], float]]:
 
 
 def _stages(windows: Floats) -> dict[str, Callable[[], float]]:
-    """Our stages by themselves, on blocks as `FrontEnd` cuts them: microseconds a window."""
-    f, n = FRONT_END, 8
-    frames = np.lib.stride_tricks.sliding_window_view(windows[:n], f.n_fft, axis=-1)[:, :: f.hop]
-    framed = np.multiply(frames, f.hann)
-    squares = np.square(rfft(framed, axis=-1).view(np.float32))
-    mel = np.ones((n, *f.shape), np.float32)
-    levels = np.empty(mel.shape, np.uint8)
+    """Stages of the compiled form by themselves: microseconds a window."""
+    f, tables = FRONT_END, compiled._tables(FRONT_END)
+    n = f.n_fft // 2
+    samples, a, b, c, d, power = (np.ones((n + 1, 72), np.float32) for _ in range(6))
+    samples, a, b, c, d = samples[:n], a[:n], b[:n], c[:n], d[:n]
+    mel = np.ones((1, f.mels, f.frames), np.float32)
 
-    def bands() -> None:
-        for bins, mels, weights in f._mel_groups:
-            np.matmul(squares[..., bins], weights, out=mel[..., mels])
-
-    def quantise() -> None:
-        image = np.log(np.maximum(mel, np.float32(f.floor)))
-        image *= np.float32(255.0 / f.range_ln)
-        image += np.float32(255.0) - image.reshape(n, -1).max(axis=1)[:, None, None]
-        levels[:] = np.rint(np.maximum(image, np.float32(0.0), out=image), out=image)
+    def transform() -> None:
+        compiled._first_stage(samples, tables.hann, tables.twiddles, tables.first, a, b, 64)
+        for length in (n // 4, n // 16, n // 64):
+            compiled._stage(a, b, tables.twiddles, c, d, length, 64)
 
     stages = {
-        "frames times Hann window": lambda: np.multiply(frames, f.hann, out=framed),
-        "FFT": lambda: rfft(framed, axis=-1),
-        "power": lambda: np.square(squares, out=np.empty_like(squares)),
-        "mel bands": bands,
-        "logarithm, range and rounding": quantise,
+        "samples to lanes": lambda: compiled._lanes(windows[0], f.frames + 1, samples),
+        "Hann window and FFT": transform,
+        "power": lambda: compiled._real_power(a, b, tables.split, tables.mirror, power, 64),
+        "logarithm, range and rounding": lambda: np.rint(f.relative(mel, 255.0)).astype(np.uint8).transpose(0, 2, 1),
+        "all, mel bands included": lambda: compiled.images(windows[:1]),
     }
-    return {name: lambda work=work: 1e6 / _rate(work, n, 30) for name, work in stages.items()}
+    return {name: lambda work=work: 1e6 / _rate(work, 1, 200) for name, work in stages.items()}
 
 
 def _rate(work: Callable[[], Any], count: int, times: int = 1) -> float:

@@ -1,8 +1,9 @@
-"""The front end: three forms, one image; librosa from outside; a window alone is the same window in any batch."""
+"""The front end: four forms, one image; librosa from outside; a window alone is the same window in any batch."""
 
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Callable
 
 import librosa
 import numpy as np
@@ -11,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from twophase.audio.frontend import FRONT_END, Floats, FrontEnd
+from twophase.audio import frontend_compiled
+from twophase.audio.frontend import FRONT_END, Floats, FrontEnd, Image
 
 CLOSE = 1e-4
 """How far forms may be apart on the [0, 1] image before rounding (docs/data.md)."""
@@ -82,6 +84,21 @@ def test_graph_forms_agree_with_numpy(everything: Floats, graph: tuple[Floats, F
     assert np.abs(levels).max() <= 1
 
 
+def test_the_compiled_form_agrees_with_numpy(everything: Floats) -> None:
+    assert np.abs(frontend_compiled.unit_images(everything) - FRONT_END.unit_images(everything)).max() <= CLOSE
+    levels = frontend_compiled.images(everything).astype(int) - FRONT_END.images(everything)
+    assert np.abs(levels).max() <= 1
+
+
+@given(st.integers(5, 7), st.integers(1, 40), st.integers(4, 70), st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_the_compiled_form_follows_the_front_end(half: int, frames: int, mels: int, seed: int) -> None:
+    other = FrontEnd(n_fft=2 * 2**half, hop=2**half, frames=frames, mels=mels)
+    windows = np.random.default_rng(seed).standard_normal((2, other.samples)).astype(np.float32)
+    found = frontend_compiled.unit_images(windows, other)
+    assert np.abs(found - other.unit_images(windows)).max() <= CLOSE
+
+
 def test_librosa_agrees(everything: Floats) -> None:
     f = FRONT_END
     for window, unit in zip(everything, f.unit_images(everything), strict=True):
@@ -101,17 +118,28 @@ def test_bands_are_librosas() -> None:
 samples = st.floats(-1, 1, width=32)
 
 
+@pytest.mark.parametrize(
+    ("unit_images", "images"),
+    [(FRONT_END.unit_images, FRONT_END.images), (frontend_compiled.unit_images, frontend_compiled.images)],
+    ids=["scipy", "compiled"],
+)
 @given(
     npst.arrays(np.float32, st.tuples(st.integers(1, 11), st.just(64)), elements=samples, fill=samples),
     st.floats(1e-5, 10),
     st.data(),
 )
 @settings(max_examples=40, deadline=None)
-def test_a_window_alone_is_the_same_in_any_batch(seeds: Floats, gain: float, data: st.DataObject) -> None:
+def test_a_window_alone_is_the_same_in_any_batch(
+    unit_images: Callable[[Floats], Floats],
+    images: Callable[[Floats], Image],
+    seeds: Floats,
+    gain: float,
+    data: st.DataObject,
+) -> None:
     batch = np.tile(seeds, (1, FRONT_END.samples // 64)) * np.float32(gain)
     i = data.draw(st.integers(0, len(batch) - 1))
-    assert np.array_equal(FRONT_END.unit_images(batch)[i], FRONT_END.unit_images(batch[i : i + 1])[0])
-    assert np.array_equal(FRONT_END.images(batch)[i], FRONT_END.images(batch[i : i + 1])[0])
+    assert np.array_equal(unit_images(batch)[i], unit_images(batch[i : i + 1])[0])
+    assert np.array_equal(images(batch)[i], images(batch[i : i + 1])[0])
 
 
 @given(st.floats(0.25, 4.0), st.integers(0, 2**32 - 1))

@@ -14,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.audio.clips import write_clip, write_folder
-from twophase.audio import images, packs
+from twophase.audio import frontend_compiled, images, packs
 from twophase.audio.dataset import Clip, read_clips, read_source
-from twophase.audio.frontend import FRONT_END
 from twophase.audio.images import ImageSet, make_all, plan
 from twophase.errors import TwoPhaseError
 from twophase.files import digest
@@ -81,7 +80,7 @@ def test_a_set_knows_every_row(folder: Path, tmp_path: Path) -> None:
     for i in (0, 17, len(found) - 1):
         clip = found.clips[found.clip_of_row[i]]
         rows = np.flatnonzero(found.clip_of_row == found.clip_of_row[i])
-        assert np.array_equal(found.take(rows), FRONT_END.images(packs.windows_of(decode(Path(clip.path)))))
+        assert np.array_equal(found.take(rows), frontend_compiled.images(packs.windows_of(decode(Path(clip.path)))))
         assert found.labels[found.label_of_row[i]] == clip.label
     assert sum(len(found.rows(split)) for split in ("train", "validation", "test")) == len(found)
     only = found.rows("train", ["label-1"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.audio.clips import write_clip, write_folder
-from twophase.audio import packs
+from twophase.audio import frontend_compiled, packs
 from twophase.audio.dataset import Clip, find_clips
 from twophase.audio.decode import decode
 from twophase.audio.frontend import FRONT_END
@@ -50,7 +50,7 @@ def test_a_pack_holds_the_front_ends_images(folder: Path, tmp_path: Path) -> Non
     assert len(images) == sum(e.rows for e in entries)
     for entry in entries:
         pcm = decode(Path(by_sha[entry.sha256].path))
-        expected = FRONT_END.images(packs.windows_of(pcm))
+        expected = frontend_compiled.images(packs.windows_of(pcm))
         assert np.array_equal(images[entry.start : entry.start + entry.rows], expected)
         assert (entry.rate, entry.seconds) == (16_000, 0.5)
         assert entry.peak == pytest.approx(np.abs(pcm).max(), abs=1e-4)

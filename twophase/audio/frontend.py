@@ -4,9 +4,9 @@ A window is `SAMPLES` mono samples at 16 kHz in [-1, 1]; its image is `uint8 [fr
 relative to the window's own maximum, 50 dB deep. Everything that changes a pixel is a field of `FrontEnd`, and the
 fingerprint is a digest of those fields: two programs with the same fingerprint look at the same images.
 
-This module holds the fast NumPy/SciPy form for bulk work and serving. The graph form, for the exported models, is
-`frontend_graph.py`; a parity test holds both and librosa together. Each window is normalised by itself, never by its
-batch, so a clip alone and the same clip in any batch give the same image.
+This module holds the NumPy/SciPy form, for serving. The graph form, for the exported models, is `frontend_graph.py`;
+the compiled form, for bulk work, `frontend_compiled.py`; a parity test holds all three and librosa together. Each
+window is normalised by itself, never by its batch, so a clip alone and the same clip in any batch give the same image.
 
 Mel scale and area normalisation: M. Slaney, Auditory Toolbox, Interval Research TR 1998-010, as librosa's default.
 """
@@ -125,11 +125,15 @@ class FrontEnd:
             image = mel[:n]
             for bins, mels, weights in self._mel_groups:
                 np.matmul(squares[..., bins], weights, out=image[..., mels])
-            np.maximum(image, np.float32(self.floor), out=image)
-            np.log(image, out=image)
-            image *= np.float32(white / self.range_ln)
-            image += np.float32(white) - image.reshape(n, -1).max(axis=1)[:, None, None]
-            yield slice(i, i + n), np.maximum(image, np.float32(0.0), out=image)
+            yield slice(i, i + n), self.relative(image, white)
+
+    def relative(self, mel: Floats, white: float) -> Floats:
+        """Mel powers, in place, to levels in [0, white] below each window's maximum: float32 [n, ...] -> the same."""
+        np.maximum(mel, np.float32(self.floor), out=mel)
+        np.log(mel, out=mel)
+        mel *= np.float32(white / self.range_ln)
+        mel += np.float32(white) - mel.reshape(len(mel), -1).max(axis=1)[:, None, None]
+        return np.maximum(mel, np.float32(0.0), out=mel)
 
     @cached_property
     def _mel_groups(self) -> list[tuple[slice, slice, Floats]]:
