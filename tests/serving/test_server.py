@@ -4,15 +4,14 @@ import base64
 import io
 import shutil
 import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 import soundfile
-import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -22,23 +21,16 @@ from twophase.release.runtime import Pair
 from twophase.serving.app import App
 from twophase.serving.instances import Limits
 from twophase.serving.predictor import Predictor
-from twophase.serving.server import listening, options, port_of, release_of
+from twophase.serving.server import port_of
+from twophase.serving.source import release_of
 
 LIMITS = Limits(body_bytes=2_000_000, instances=4, windows=40)
 
 
 @pytest.fixture(scope="module")
-def server(release: Path) -> Iterator[httpx.Client]:
-    app = App(Predictor(release, LIMITS), predict_routes=("/predict", "/invocations"), limits=LIMITS)
-    bound = listening("127.0.0.1", 0)
-    program = uvicorn.Server(uvicorn.Config(app, **options()))
-    thread = threading.Thread(target=program.run, kwargs={"sockets": [bound]}, daemon=True)
-    thread.start()
-    with bound, httpx.Client(base_url=f"http://127.0.0.1:{bound.getsockname()[1]}") as client:
-        bound.listen()  # a client that comes early waits in the backlog
+def server(release: Path, serve: Any) -> Iterator[httpx.Client]:
+    with serve(App(Predictor(release, LIMITS), predict_routes=("/predict", "/invocations"), limits=LIMITS)) as client:
         yield client
-        program.should_exit = True
-        thread.join(timeout=10)
 
 
 def b64(data: bytes) -> dict[str, str]:
@@ -80,15 +72,6 @@ def test_other_formats_and_rates(server: httpx.Client, pcm: np.ndarray, form: st
     answer = server.post("/invocations", content=body, headers={"content-type": "audio/x-any"})
     assert answer.status_code == 200
     assert answer.json()["predictions"][0]["label"]
-
-
-def test_routes(server: httpx.Client, pcm: np.ndarray) -> None:
-    for path in ("/ping", "/healthz", "/v1/models/any", "/v1/models/any/versions/3"):
-        assert server.get(path).json()["model_version_status"][0]["state"] == "AVAILABLE"
-    body = {"instances": [{"pcm": pcm.tolist()}]}
-    assert server.post("/v1/models/any/versions/3:predict", json=body).status_code == 200
-    assert server.get("/predict").status_code == 405
-    assert server.post("/nowhere").status_code == 404
 
 
 def test_expected_release_and_front_end(server: httpx.Client, release: Path, pcm: np.ndarray) -> None:

@@ -6,6 +6,8 @@
     {"images": {"b64": ...}}        ready images, raw uint8 [n, frames, mels]
     [...]                           nested lists: one dimension is PCM, two are an image, three are images
 
+Protocols that carry tensors hand over what those hold: bytes of an audio file, float32 PCM, or uint8 images.
+
 Nothing here trusts the sender: every length is bounded before memory is spent on it, and each refusal says what would
 be accepted.
 """
@@ -44,6 +46,10 @@ LIMITS = Limits()
 
 def images_of(instance: Any, name: str) -> Image:
     """The images of one instance, uint8 [n >= 1, frames, mels]; `name` is how errors call it. Raises `Refusal`."""
+    if isinstance(instance, bytes):
+        return _audio(instance, name)
+    if isinstance(instance, np.ndarray):
+        return _pcm(instance, name) if instance.ndim == 1 else _raw_images(instance.tobytes(), name)
     if isinstance(instance, list):
         return _nested(instance, name)
     if not isinstance(instance, dict) or len(instance) != 1:
@@ -55,7 +61,7 @@ def images_of(instance: Any, name: str) -> Image:
         case "b64":
             return _audio(_binary(instance, name), name)
         case "pcm":
-            return _pcm(_array(value, np.float32, f"{name}.pcm"), f"{name}.pcm")
+            return _pcm(array(value, np.float32, f"{name}.pcm"), f"{name}.pcm")
         case "images":
             return _raw_images(_binary(value, f"{name}.images"), f"{name}.images")
         case _:
@@ -123,8 +129,8 @@ def _nested(value: list[Any], name: str) -> Image:
     while inner and isinstance(inner[0], list) and depth < 4:
         depth, inner = depth + 1, inner[0]
     if depth == 1:
-        return _pcm(_array(value, np.float32, name), name)
-    pixels = _array(value, np.int64, name)
+        return _pcm(array(value, np.float32, name), name)
+    pixels = array(value, np.int64, name)
     if pixels.ndim not in (2, 3) or not len(pixels) or pixels.shape[-2:] != FRONT_END.shape:
         raise Refusal(
             400, f"{name}: has shape {list(pixels.shape)}; images are [frames, mels] = {list(FRONT_END.shape)}"
@@ -134,7 +140,8 @@ def _nested(value: list[Any], name: str) -> Image:
     return pixels.astype(np.uint8).reshape(-1, *FRONT_END.shape)
 
 
-def _array(value: Any, dtype: Any, name: str) -> "np.ndarray[Any, Any]":
+def array(value: Any, dtype: Any, name: str) -> "np.ndarray[Any, Any]":
+    """Nested lists of numbers as an array; `name` is how errors call it. Raises `Refusal`."""
     try:
         with np.errstate(over="ignore"):  # what overflows becomes infinite, which is refused as such
             found = np.asarray(value)
@@ -145,13 +152,20 @@ def _array(value: Any, dtype: Any, name: str) -> "np.ndarray[Any, Any]":
         raise Refusal(400, f"{name}: is no array of numbers ({error}); {ACCEPTED}") from None
 
 
-def _binary(value: Any, name: str) -> bytes:
-    if not isinstance(value, dict) or set(value) != {"b64"} or not isinstance(value["b64"], str):
-        raise Refusal(400, f'{name}: is {_kind(value)}; binary data is {{"b64": "<base64>"}}')
+def base64_bytes(text: Any, name: str) -> bytes:
+    """What a base64 string stands for; `name` is how errors call it. Raises `Refusal`."""
+    if not isinstance(text, str):
+        raise Refusal(400, f"{name}: is {_kind(text)}; binary data is a base64 string")
     try:
-        return pybase64.b64decode(value["b64"], validate=True)
+        return pybase64.b64decode(text, validate=True)
     except (Base64Error, ValueError) as error:
-        raise Refusal(400, f"{name}.b64: is no base64 ({error}); use the standard alphabet with padding") from None
+        raise Refusal(400, f"{name}: is no base64 ({error}); use the standard alphabet with padding") from None
+
+
+def _binary(value: Any, name: str) -> bytes:
+    if not isinstance(value, dict) or set(value) != {"b64"}:
+        raise Refusal(400, f'{name}: is {_kind(value)}; binary data is {{"b64": "<base64>"}}')
+    return base64_bytes(value["b64"], f"{name}.b64")
 
 
 def _kind(value: Any) -> str:

@@ -1,23 +1,23 @@
 """The serving program: one release, a process a core, any cloud's contract, told by the environment.
 
-Port: `SAGEMAKER_BIND_TO_PORT`, `AIP_HTTP_PORT`, `PORT`, else 8080. Release: `TWOPHASE_MODEL`, `AZUREML_MODEL_DIR`,
-`AIP_STORAGE_URI`, else `/mnt/models` or `/opt/ml/model`, whichever is there. The port is opened after the release has
+Port: `SAGEMAKER_BIND_TO_PORT`, `AIP_HTTP_PORT`, `PORT`, else 8080. Release: as `source` says, or, where SageMaker sets
+`SAGEMAKER_MULTI_MODEL=true`, those that it loads while the program runs. The port is opened after the release has
 reproduced its golden windows. SIGTERM lets requests that are under way end.
 """
 
 import os
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from twophase.errors import TwoPhaseError, UsageError
 from twophase.serving.app import App
+from twophase.serving.multi_model import MultiModel
 from twophase.serving.predictor import Predictor
 
 PORT_VARIABLES = ("SAGEMAKER_BIND_TO_PORT", "AIP_HTTP_PORT", "PORT")
-MODEL_VARIABLES = ("TWOPHASE_MODEL", "AZUREML_MODEL_DIR", "AIP_STORAGE_URI")
-MODEL_FOLDERS = ("/mnt/models", "/opt/ml/model")
 
 
 def port_of(environment: Mapping[str, str]) -> int:
@@ -28,25 +28,23 @@ def port_of(environment: Mapping[str, str]) -> int:
     return int(value)
 
 
-def release_of(environment: Mapping[str, str]) -> Path:
-    """The release folder that the place names. Raises `UsageError` when there is none."""
-    name = next((n for n in MODEL_VARIABLES if environment.get(n)), None)
-    if name and "://" in environment[name]:
-        raise UsageError(f"{name}={environment[name]}: is no folder; copy the release here and name its folder")
-    candidates = [environment[name]] if name else list(MODEL_FOLDERS)
-    for folder in map(Path, candidates):
-        found = _release_in(folder)
-        if found:
-            return found
-    raise UsageError(f"{' or '.join(candidates)}: holds no release; name a release folder in {MODEL_VARIABLES[0]}")
-
-
 def serve(release: Path, port: int, host: str = "0.0.0.0") -> None:  # a container's server is reached from outside
     """Answer until SIGTERM or SIGINT. Raises when the release may not be served, or the port is taken."""
+    end_on_signals()
+    _run(Predictor(release), port, host)
+
+
+def serve_many(port: int, host: str = "0.0.0.0") -> None:
+    """Answer for the releases that SageMaker loads while this runs, until SIGTERM or SIGINT."""
+    end_on_signals()
+    with tempfile.TemporaryDirectory(prefix="twophase-models-") as folder:
+        _run(MultiModel(Path(folder)), port, host)
+
+
+def _run(served: Predictor | MultiModel, port: int, host: str) -> None:
     from twophase.serving import workers
 
-    end_on_signals()
-    app = App(Predictor(release), *routes_of(os.environ))
+    app = App(served, *routes_of(os.environ))
     with listening(host, port) as listener:
         workers.run(app, listener, workers_of(os.environ), options())
 
@@ -105,9 +103,3 @@ def listening(host: str, port: int) -> Any:
         bound.close()
         raise TwoPhaseError(f"{host}:{port}: cannot listen there ({error.strerror}); give another port") from None
     return bound
-
-
-def _release_in(folder: Path) -> Path | None:
-    """`folder`, or the one folder in it, that holds a release: Azure and SageMaker put a model's name in between."""
-    candidates = [folder, *sorted(p for p in folder.iterdir() if p.is_dir())] if folder.is_dir() else []
-    return next((c for c in candidates if (c / "assets.extra" / "release.json").is_file()), None)
