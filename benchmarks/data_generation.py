@@ -28,6 +28,7 @@ from twophase.audio import images, packs, sources
 from twophase.audio.dataset import Clip, find_clips, read_clips
 from twophase.audio.decode import decode_native, resample
 from twophase.audio.frontend import FRONT_END
+from twophase.audio.store import Store
 from twophase.files import digest
 
 ROUNDS, SMALL, LARGE, PLANNED = 3, 1_000, 20_000, 1_000_000
@@ -87,7 +88,7 @@ def _workers(home: Path, clips: list[Clip]) -> dict[str, Callable[[], float]]:
     def rate(workers: int, turn: list[int]) -> float:
         turn[0] += 1
         begun = perf_counter()
-        packs.make(home / f"store-{workers}-{turn[0]}", clips, workers=workers)
+        packs.make(Store(home / f"store-{workers}-{turn[0]}"), clips, workers=workers)
         return len(clips) / (perf_counter() - begun)
 
     one, two = [0], [0]
@@ -131,7 +132,7 @@ def _runs(home: Path, clips: list[Clip]) -> tuple[float, float, float]:
     def once() -> float:
         begun = perf_counter()
         work = home / "work"
-        found, _ = find_clips(linked, work / "digests.jsonl")
+        found, _ = find_clips(linked, work)
         shards = images.plan(found, work / "shards", len(found))
         images.collect([images.make_shard(work / "images", s) for s in shards], shards, (), work / "set", "skip")
         return perf_counter() - begun

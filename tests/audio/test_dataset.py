@@ -111,19 +111,19 @@ def test_a_kept_dataset_comes_back(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_second_reading_opens_only_what_is_new(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = read_source(folder, digests=tmp_path / "digests.jsonl")
+    first = read_source(folder, workdir=tmp_path / "w")
     write_clip(folder / "label-2" / "new.wav", hz=1500)
     opened: list[str] = []
     real = sources.read
     monkeypatch.setattr(sources, "read", lambda at: (opened.append(Path(at).name), real(at))[1])
-    second = read_source(folder, digests=tmp_path / "digests.jsonl")
+    second = read_source(folder, workdir=tmp_path / "w")
     assert sorted(opened) == ["new.wav", "wanted.txt"]
     assert set(first.clips) < set(second.clips)
     write_clip(folder / "label-2" / "new.wav", hz=1600)  # another sound under the old name
-    third = read_source(folder, digests=tmp_path / "digests.jsonl")
+    third = read_source(folder, workdir=tmp_path / "w")
     assert set(third.clips) != set(second.clips)
-    (tmp_path / "digests.jsonl").write_text("not JSON")
-    assert read_source(folder, digests=tmp_path / "digests.jsonl") == third
+    (tmp_path / "w" / "digests.npy").write_text("not JSON")
+    assert read_source(folder, workdir=tmp_path / "w") == third
 
 
 class TestTars:

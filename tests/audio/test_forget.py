@@ -9,6 +9,7 @@ from twophase.audio import images
 from twophase.audio.dataset import Dataset
 from twophase.audio.forget import forget
 from twophase.audio.generate import generate
+from twophase.audio.store import Store
 from twophase.errors import TwoPhaseError
 
 
@@ -55,7 +56,8 @@ def test_a_persons_clips_are_gone_and_stay_gone(table: Path, tmp_path: Path) -> 
     assert len(after.clips) == 27
     assert not theirs & {c.sha256 for c in after.clips}
     assert sum("is to be forgotten" in reason for _, reason in after.skipped) == 10
-    entries = {e.sha256 for p in (workdir / "images").rglob("*.jsonl") for e in images.read_entries(p)}
+    store = Store(workdir / "images")
+    entries = {e.sha256 for p in (workdir / "images").rglob("*.jsonl") for e in store.entries(p.stem)}
     assert entries == {c.sha256 for c in after.clips}
 
 

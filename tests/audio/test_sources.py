@@ -77,7 +77,7 @@ def upload(folder: Path, url: str) -> None:
 def test_a_bucket_is_read_like_a_folder(bucket: str, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "data", labels=2, clips=3)
     upload(folder, f"{bucket}/some/data")
-    here, there = read_source(folder), read_source(f"{bucket}/some/data", digests=tmp_path / "digests.jsonl")
+    here, there = read_source(folder), read_source(f"{bucket}/some/data", workdir=tmp_path / "w")
     assert [(c.sha256, c.name, c.label, c.split) for c in there.clips] == [
         (c.sha256, c.name, c.label, c.split) for c in here.clips
     ]
@@ -130,7 +130,7 @@ def test_a_bucket_that_refuses_is_named(fresh: pytest.MonkeyPatch) -> None:
     fresh.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_port}")
     try:
         with pytest.raises(sources.Unreachable, match="gs://clips/data: "):
-            sources.listing("gs://clips/data")
+            list(sources.listing("gs://clips/data"))
         with pytest.raises(sources.Unreachable, match=r"gs://clips/data/a\.wav: "):
             sources.read("gs://clips/data/a.wav")
     finally:
@@ -140,7 +140,7 @@ def test_a_bucket_that_refuses_is_named(fresh: pytest.MonkeyPatch) -> None:
 
 def test_an_unknown_scheme_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match=r"nfs4://: cannot be read here .* gs://"):
-        sources.listing("nfs4://server/clips")
+        list(sources.listing("nfs4://server/clips"))
 
 
 def test_ranges_of_files(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from twophase.audio import images
 from twophase.audio.dataset import read_source
 images.CLIPS_PER_SHARD = 5
-images.make_all(Path(sys.argv[2]), read_source(sys.argv[1], digests=Path(sys.argv[2]) / "digests.jsonl"), "fail", print)
+images.make_all(Path(sys.argv[2]), read_source(sys.argv[1], workdir=Path(sys.argv[2])), "fail", print)
 """
 
 

@@ -4,9 +4,9 @@ A data folder, or a bucket's prefix, holds one of three layouts, and maybe `want
 through, one a line.
 
     labels.csv       `fname,label,manually_verified[,group][,split]`, the columns of FSDKaggle2018, above the clips
-    *.tar            WebDataset shards: `key.wav` with `key.cls` or `key.txt` (its label) or `key.json` (`label[,group]
-                     [,split]`) beside it, or `label/key.wav` alone; uncompressed, so that members are read in place
     label/clip       files in folders
+    *.tar            WebDataset shards, also beside such folders: `key.wav` with `key.cls` or `key.txt` (its label) or
+                     `key.json` (`label[,group][,split]`), or `label/key.wav` alone; uncompressed, read in place
 
 Clips are known by content (sha256), so a renamed file is the same clip and an exact copy is a duplicate.
 
@@ -16,25 +16,33 @@ or group on two sides fails the run.
 
 A dataset that was read once is kept as a folder:
 
-    clips.jsonl    one clip a line, in the order of their content digests
+    clips.jsonl    one clip a line, in the dataset's order, which is that of their content digests
     dataset.json   wanted labels, and what was left out with the reason why; written last
 
-Digests that were computed once are kept in a file that the caller names, by location and stamp (sources.py), so that a
-second reading opens only what is new.
+What is learned of the clips' content is kept in the workdir that the caller names (fetched.py), so that a second
+reading opens only what is new. Clips lie in a file while they are worked on: memory holds some hundred bytes of each,
+one tar or folder of a bucket, and every name of a table and every group.
 """
 
 import csv
 import io
+import itertools
 import json
+from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+
 from twophase.audio import sources
+from twophase.audio.clips import Clip as Clip
+from twophase.audio.clips import Clips
+from twophase.audio.clips import read_clips as read_clips
 from twophase.audio.decode import SUFFIXES
+from twophase.audio.fetched import Digests
 from twophase.audio.sources import Found
 from twophase.errors import TwoPhaseError, UsageError
 from twophase.files import digest, read_json, replacing, write_json
@@ -49,37 +57,17 @@ _ALIASES = {
     "validation": "validation",
     "test": "test",
 }
-_READERS = 16  # files read at once: more than cores, since a bucket's answer takes longer than its digest
-
 _BATCH = 4_096  # files asked for before the first of them is waited for
 
 TABLE = "labels.csv"
 """The file of a data folder that says what its clips are, where it is there."""
 
 
-@dataclass(frozen=True, slots=True)
-class Clip:
-    """One recording of a dataset."""
-
-    sha256: str
-    path: str
-    """Where it is: an absolute path, or another location of `sources.py`."""
-    name: str
-    """How people call it: its path below the data folder."""
-    label: str
-    group: str
-    split: str
-
-    def to_json(self) -> dict[str, str]:
-        """Its fields by name (`dataclasses.asdict` takes ten times as long, and there may be a million)."""
-        return {name: getattr(self, name) for name in self.__slots__}
-
-
 @dataclass(frozen=True)
 class Dataset:
     """Clips by content, the labels that the gate lets through, and what was left out with the reason why."""
 
-    clips: tuple[Clip, ...]
+    clips: Sequence[Clip]
     wanted: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...] = ()
 
@@ -95,42 +83,41 @@ def split_of(group: str) -> str:
     return SPLITS[0] if position < _SHARES[0] else SPLITS[1] if position < _SHARES[0] + _SHARES[1] else SPLITS[2]
 
 
-def read_source(source: Path | str, wanted: Sequence[str] | None = None, digests: Path | None = None) -> Dataset:
+def read_source(source: Path | str, wanted: Sequence[str] | None = None, workdir: Path | None = None) -> Dataset:
     """The dataset at a folder, a CSV file, tars or a URL of one. `wanted` overrides its `wanted.txt`.
 
     Raises as `find_clips` does, and `UsageError` when `wanted` does not fit the labels.
     """
-    clips, skipped = find_clips(source, digests)
-    return Dataset(tuple(clips), _wanted(_place(str(source))[0], wanted, {c.label for c in clips}), tuple(skipped))
+    clips, skipped = find_clips(source, workdir)
+    return Dataset(clips, _wanted(_place(str(source))[0], wanted, {c.label for c in clips}), tuple(skipped))
 
 
-def find_clips(source: Path | str, digests: Path | None = None) -> tuple[list[Clip], list[tuple[str, str]]]:
-    """The clips of a folder, a CSV file, tars or a URL of one, and the files left out with the reason why.
+def find_clips(source: Path | str, workdir: Path | None = None) -> tuple[Clips, list[tuple[str, str]]]:
+    """The clips of a folder, a CSV file, tars or a URL of one by content, and the files left out with the reason why.
 
-    `digests` is where digests are kept between readings. Raises `TwoPhaseError` when there is nothing to read, a named
-    file is missing, or clips stand on both sides.
+    `workdir` is where digests are kept between readings. Raises `TwoPhaseError` when there is nothing to read, a named
+    file is missing, a bucket refuses, or clips stand on both sides.
     """
     place, table = _place(str(source))
     files = sources.listing(place)
-    by_name = {f.name: f for f in files}
-    tars = [f for f in files if f.name.endswith(".tar") and table in ("", f.name)]
+    first = [*itertools.islice(files, 1)]
+    while first and "/" not in first[-1].name and (following := next(files, None)):  # a folder's files come first
+        first.append(following)
+    files = itertools.chain(first, files)
     skipped: list[tuple[str, str]] = []
-    if table.endswith(".csv") or (not table and TABLE in by_name):
-        rows = list(_from_csv(by_name.get(table or TABLE), place, files))
-    elif tars:
-        rows = [row for tar in tars for row in _from_tar(tar, skipped)]
+    if table.endswith(".csv") or (not table and any(f.name == TABLE for f in first)):
+        rows = _from_csv(table or TABLE, place, files)
+    elif table:
+        rows = _from_tar(next((f for f in files if f.name == table), Found(table, f"{place}/{table}", "")), skipped)
     else:
-        rows = list(_from_folders(files, skipped))
-    if not rows:
+        rows = _from_folders(files, skipped)
+    clips = _by_content(rows, skipped, workdir)
+    if not clips:
         raise TwoPhaseError(
             f"{source}: has no clips; a folder of label/clip files ({', '.join(SUFFIXES)}), a labels.csv or tars of "
             "key.wav and key.cls are accepted"
         )
-    clips = _by_content(rows, skipped, digests)
-    sides = Sides()
-    for clip in clips:
-        sides.add(clip)
-    return _without_duplicates(clips, skipped), skipped
+    return clips, skipped
 
 
 def parse_wanted(text: str) -> tuple[str, ...]:
@@ -141,29 +128,33 @@ def parse_wanted(text: str) -> tuple[str, ...]:
 
 
 class Sides:
-    """Watches that no clip and no group stands on two sides of the split, one clip at a time."""
+    """Watches that no clip and no group stands on two sides of the split: one clip at a time, by content in order."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, tuple[str, str]] = {}
+        self._groups: dict[str, tuple[str, str]] = {}
+        self._last: Clip | None = None
 
     def add(self, clip: Clip) -> None:
         """Raise `TwoPhaseError` when this clip or its group was added on another side."""
-        for what, key in (("the same sound", clip.sha256), (f"group {clip.group!r}", f"group {clip.group}")):
-            if what != "the same sound" and clip.group == clip.sha256:
-                continue  # a clip that is its own group is watched already
-            name, split = self._seen.setdefault(key, (clip.name, clip.split))
-            if split != clip.split:
-                where = f"{name} in {split}, {clip.name} in {clip.split}"
-                raise TwoPhaseError(
-                    f"{what} stands on more than one side of the split: {where}; "
-                    "a clip or group belongs to one side, correct the split or group column"
-                )
+        if self._last is not None and self._last.sha256 == clip.sha256:
+            _one_side("the same sound", clip, self._last.name, self._last.split)
+        self._last = clip
+        if clip.group != clip.sha256:  # a clip that is its own group is watched already
+            _one_side(f"group {clip.group!r}", clip, *self._groups.setdefault(clip.group, (clip.name, clip.split)))
+
+
+def _one_side(what: str, clip: Clip, name: str, split: str) -> None:
+    if split != clip.split:
+        raise TwoPhaseError(
+            f"{what} stands on more than one side of the split: {name} in {split}, {clip.name} in {clip.split}; "
+            "a clip or group belongs to one side, correct the split or group column"
+        )
 
 
 def write(folder: Path, dataset: Dataset) -> None:
     """Keep a dataset in `folder`."""
     with replacing(folder / "clips.jsonl", "w") as file:
-        file.writelines(json.dumps(clip.to_json()) + "\n" for clip in sorted(dataset.clips, key=lambda c: c.sha256))
+        file.writelines(json.dumps(clip.to_json()) + "\n" for clip in dataset.clips)
     write_json(folder / "dataset.json", {"wanted": dataset.wanted, "skipped": dataset.skipped})
 
 
@@ -171,14 +162,7 @@ def read(folder: Path) -> Dataset:
     """The dataset that `write` kept in `folder`."""
     head = read_json(folder / "dataset.json", "dataset")
     skipped = tuple((name, reason) for name, reason in head["skipped"])
-    return Dataset(tuple(read_clips(folder / "clips.jsonl")), tuple(head["wanted"]), skipped)
-
-
-def read_clips(path: Path) -> Iterator[Clip]:
-    """The clips of a `clips.jsonl`, one at a time."""
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            yield Clip(**json.loads(line))
+    return Dataset(Clips(folder / "clips.jsonl"), tuple(head["wanted"]), skipped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,10 +188,12 @@ def _place(source: str) -> tuple[str, str]:
     )
 
 
-def _from_folders(files: Sequence[Found], skipped: list[tuple[str, str]]) -> Iterator[_Row]:
+def _from_folders(files: Iterable[Found], skipped: list[tuple[str, str]]) -> Iterator[_Row]:
     for file in files:
         is_clip = PurePosixPath(file.name).suffix.lower() in SUFFIXES
-        if "/" not in file.name:
+        if file.name.endswith(".tar"):
+            yield from _from_tar(file, skipped)
+        elif "/" not in file.name:
             if is_clip:
                 skipped.append((file.name, "lies outside of any label's folder; put it into one named after its label"))
         elif not is_clip:
@@ -254,7 +240,9 @@ def _sidecar(kinds: dict[str, Found]) -> dict[str, Any]:
     return {}
 
 
-def _from_csv(table: Found | None, place: str, files: Sequence[Found]) -> Iterator[_Row]:
+def _from_csv(name: str, place: str, files: Iterable[Found]) -> Iterator[_Row]:
+    by_path = {f.name: f for f in files}
+    table = by_path.get(name)
     if table is None:
         raise TwoPhaseError(f"{place}: has no such .csv file; give one that is there")
     try:
@@ -268,9 +256,8 @@ def _from_csv(table: Found | None, place: str, files: Sequence[Found]) -> Iterat
             f"{table.location}: has the columns {', '.join(sorted(columns)) or 'none'}; "
             "fname,label,manually_verified[,group][,split] are accepted"
         )
-    by_path = {f.name: f for f in files}
     by_name: dict[str, list[Found]] = defaultdict(list)
-    for listed in files:
+    for listed in by_path.values():
         by_name[PurePosixPath(listed.name).name].append(listed)
     for number, row in enumerate(reader, start=2):
         where = f"{table.location}: line {number}"
@@ -294,76 +281,45 @@ def _split(text: str | None, where: str) -> str | None:
     return _ALIASES[split] if split else None
 
 
-def _by_content(rows: Sequence[_Row], skipped: list[tuple[str, str]], digests: Path | None) -> list[Clip]:
-    known = _Digests(digests)
-    clips = []
-    files = [row.file for row in rows]
-    with ThreadPoolExecutor(_READERS) as pool:  # a bucket answers many at once; hashing releases the lock
-        new = [file for file in files if known.of(file) is None]
-        fresh = (sha for i in range(0, len(new), _BATCH) for sha in pool.map(known.read, new[i : i + _BATCH]))
-        for row in rows:
-            sha = known.of(row.file) or next(fresh)
-            if isinstance(sha, sources.Unreachable):
-                if sources.is_url(row.file.location) and not sha.gone:
-                    raise sha  # a bucket out of order would leave out every clip behind it
-                skipped.append((row.file.name, sha.reason))
-                continue
-            group = row.group or sha
-            clips.append(Clip(sha, row.file.location, row.file.name, row.label, group, row.split or split_of(group)))
-    known.keep(files)
-    return clips
+def _by_content(rows: Iterator[_Row], skipped: list[tuple[str, str]], workdir: Path | None) -> Clips:
+    """The clips of rows in the order of their digests, each sound once."""
+    digests, shas = Digests(workdir), bytearray()
+
+    def found() -> Iterator[Clip]:
+        while batch := [*itertools.islice(rows, _BATCH)]:
+            for row, sha in zip(batch, digests.of([row.file for row in batch]), strict=True):
+                if isinstance(sha, sources.Unreachable):
+                    if sources.is_url(row.file.location) and not sha.gone:
+                        raise sha  # a bucket out of order would leave out every clip behind it
+                    skipped.append((row.file.name, sha.reason))
+                    continue
+                shas.extend(bytes.fromhex(sha))
+                group = row.group or sha
+                split = row.split or split_of(group)
+                yield Clip(sha, row.file.location, row.file.name, row.label, group, split)
+
+    with digests:
+        clips = Clips.of(found())
+    order = np.lexsort(np.frombuffer(shas, ">u8").reshape(-1, 4).T[::-1])
+    return _without_duplicates(clips.at(order), skipped)
 
 
-class _Digests:
-    """Digests by location and stamp, from file to file of one reading and from one reading to the next."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._known: dict[str, tuple[str, str]] = {}
-        self._new: dict[str, tuple[str, str]] = {}
-        if path is not None and path.is_file():
-            try:
-                with path.open(encoding="utf-8") as lines:
-                    self._known = {at: (stamp, sha) for at, stamp, sha in map(json.loads, lines)}
-            except (ValueError, TypeError):
-                self._known = {}  # a cache; what it does not say is read again
-
-    def of(self, file: Found) -> str | None:
-        """The digest of what is known to lie there unchanged, or None."""
-        stamp, sha = self._known.get(file.location, ("", ""))
-        return sha if stamp and stamp == file.stamp else None
-
-    def read(self, file: Found) -> str | sources.Unreachable:
-        """The digest of what lies there now, or why it cannot be read."""
-        try:
-            sha = digest(sources.read(file.location))
-        except sources.Unreachable as error:
-            return error
-        self._new[file.location] = (file.stamp, sha)
-        return sha
-
-    def keep(self, files: Iterable[Found]) -> None:
-        if self._path is not None:
-            kept = {**self._known, **self._new}
-            gone = self._known.keys() - (here := {f.location for f in files})
-            if self._new or gone:
-                with replacing(self._path, "w") as out:
-                    out.writelines(json.dumps([at, *kept[at]]) + "\n" for at in sorted(here & kept.keys()))
-
-
-def _without_duplicates(clips: Sequence[Clip], skipped: list[tuple[str, str]]) -> list[Clip]:
-    first: dict[str, Clip] = {}
-    for clip in sorted(clips, key=lambda c: (c.sha256, c.name)):
-        kept = first.setdefault(clip.sha256, clip)
-        if kept is clip:
-            continue
-        if kept.label != clip.label:
-            raise TwoPhaseError(
-                f"{clip.name} is labelled {clip.label} and has the same content as {kept.name}, labelled {kept.label}; "
-                "a clip has one label, remove one of the two"
-            )
-        skipped.append((clip.name, f"is a copy of {kept.name}"))
-    return list(first.values())
+def _without_duplicates(clips: Clips, skipped: list[tuple[str, str]]) -> Clips:
+    sides, kept, position = Sides(), array("q"), 0
+    for _, copies in itertools.groupby(clips, lambda c: c.sha256):
+        first, *others = sorted(enumerate(copies, position), key=lambda at: at[1].name)
+        kept.append(first[0])
+        position += 1 + len(others)
+        sides.add(first[1])
+        for _, clip in others:
+            sides.add(clip)
+            if first[1].label != clip.label:
+                raise TwoPhaseError(
+                    f"{clip.name} is labelled {clip.label} and has the same content as {first[1].name}, labelled "
+                    f"{first[1].label}; a clip has one label, remove one of the two"
+                )
+            skipped.append((clip.name, f"is a copy of {first[1].name}"))
+    return clips.at(np.array(kept, np.int64))
 
 
 def _wanted(place: str, given: Sequence[str] | None, labels: set[str]) -> tuple[str, ...]:

@@ -3,9 +3,9 @@
     WORKDIR/forgotten.jsonl    one line a wish: digests of the clips, and of the group or label that was named
 
 The wish is kept first and honoured by every later run, also for clips of that group or label that come later; it holds
-digests, not names. Then the images go, of every front end, and whatever lists the clips. A crash in between leaves the
-wish: forgetting again does the rest. The user's own files are not touched. Models that learned from the clips remain
-until they are trained again and their releases deleted: `carriers` names them.
+digests, not names. Then the images go, of every front end and also out of a shared store, and whatever lists the clips.
+A crash in between leaves the wish: forgetting again does the rest. The user's own files are not touched. Models that
+learned from the clips remain until they are trained again and their releases deleted: `carriers` names them.
 """
 
 import csv
@@ -15,15 +15,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from twophase.audio import packs
-from twophase.audio.dataset import Clip, Dataset, read_clips
-from twophase.audio.frontend import FRONT_END
+from twophase.audio.clips import Clip, Clips, read_clips
+from twophase.audio.dataset import Dataset
+from twophase.audio.fetched import DIGESTS, FETCHED
+from twophase.audio.store import Store
 from twophase.errors import TwoPhaseError
-from twophase.files import digest, locked, replacing
+from twophase.files import digest, locked, read_json, replacing
 
 WISHES = "forgotten.jsonl"
 
-LISTS = ("set", "shards", "evaluations", "pipeline", "run.log", "digests.jsonl")
+LISTS = ("shards", "evaluations", "pipeline", "run.log", DIGESTS, FETCHED, "set")
 """What a workdir holds that names clips and is made again by the next run."""
 
 
@@ -55,7 +56,7 @@ def forget(workdir: Path, wish: str) -> Forgotten:
         with replacing(workdir / WISHES, "w") as file:
             known = (workdir / WISHES).read_text("utf-8") if (workdir / WISHES).is_file() else ""
             file.write(known + json.dumps({"clips": sorted(digests), "named": whole}) + "\n")
-        count = sum(_from_store(home, digests) for home in sorted((workdir / "images").glob("fe-*")))
+        count = sum(store.forget(digests) for store in _stores(workdir))
         for name in LISTS:
             path = workdir / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -71,11 +72,14 @@ def without_forgotten(dataset: Dataset, workdir: Path) -> Dataset:
     wishes = [json.loads(line) for line in (workdir / WISHES).read_text("utf-8").splitlines()]
     digests = {sha for wish in wishes for sha in wish["clips"]}
     named = {secret for wish in wishes for secret in wish["named"]}
-    kept = [c for c in dataset.clips if c.sha256 not in digests and not named & {_secret(c.group), _secret(c.label)}]
-    gone = {c.sha256 for c in dataset.clips} - {c.sha256 for c in kept}
-    reasons = tuple((c.name, "is to be forgotten (twophase data forget)") for c in dataset.clips if c.sha256 in gone)
+
+    def wished(clip: Clip) -> bool:
+        return clip.sha256 in digests or bool(named & {_secret(clip.group), _secret(clip.label)})
+
+    kept = Clips.of(c for c in dataset.clips if not wished(c))
+    reasons = ((c.name, "is to be forgotten (twophase data forget)") for c in dataset.clips if wished(c))
     labels = {c.label for c in kept}
-    return Dataset(tuple(kept), tuple(w for w in dataset.wanted if w in labels), (*dataset.skipped, *reasons))
+    return Dataset(kept, tuple(w for w in dataset.wanted if w in labels), (*dataset.skipped, *reasons))
 
 
 def carriers(releases: Path, clips: Iterable[Clip]) -> list[str]:
@@ -103,9 +107,9 @@ def _secret(name: str) -> str:
     return digest(f"twophase-forgotten/1:{name}".encode())
 
 
-def _from_store(home: Path, digests: set[str]) -> int:
-    if home.name == FRONT_END.fingerprint:
-        return packs.forget(home, digests)
-    for pack in home.glob("*-*-*.*"):  # another front end's: not ours to read, and made again where it is needed
-        pack.unlink()
-    return 0
+def _stores(workdir: Path) -> list[Store]:
+    """The stores that hold a workdir's images: its own, and the one that its last set says."""
+    places = {str(workdir / "images")}
+    if (workdir / "set" / "set.json").is_file():
+        places.add(read_json(workdir / "set" / "set.json", "image set")["store"])
+    return [Store(place) for place in sorted(places)]

@@ -1,7 +1,7 @@
 """Where the clips of a run come from: the user's data, or the synthesiser where none is given.
 
 WORKDIR/synth/<per label>-<seed>/   rendered clips; a data folder like any other, so it can be listened to
-WORKDIR/digests.jsonl               digests of clips by location and stamp: only what is new is read again
+WORKDIR/digests.npy, fetched/       what is known of their content (fetched.py): only what is new is read again
 """
 
 import itertools
@@ -10,8 +10,6 @@ from pathlib import Path
 
 from twophase.audio.dataset import Dataset, read_source
 from twophase.audio.forget import without_forgotten
-
-DIGESTS = "digests.jsonl"
 
 Progress = Callable[[int, int], object]
 """Called with (finished, planned) labels."""
@@ -22,7 +20,7 @@ def generate(
 ) -> Dataset:
     """The dataset at `data`, or `per_label` rendered clips of every label of the synthesiser where it is empty."""
     if data:
-        return without_forgotten(read_source(data, wanted, workdir / DIGESTS), workdir)
+        return without_forgotten(read_source(data, wanted, workdir), workdir)
     from twophase.audio import synth
 
     folder = workdir / "synth" / f"{per_label}-{seed}"
@@ -34,4 +32,4 @@ def generate(
             progress(next(done), len(labels))
 
         synth.write_clips(folder, per_label, seed, labels, report)
-    return without_forgotten(read_source(folder, wanted, workdir / DIGESTS), workdir)
+    return without_forgotten(read_source(folder, wanted, workdir), workdir)

@@ -6,12 +6,14 @@
     SET/set.json                   written last: wanted labels, clips that cannot be used, digests
 
 A clip's shard depends on its content alone, and shards are ranges of digests: one after the other they are in order, so
-neither planning nor collecting holds more than one shard. The packs themselves are `packs.py`'s.
+neither planning nor collecting holds more than one shard. The packs themselves are `packs.py`'s,
+where they lie `store.py`'s: a set may be moved to another machine, which then reads the same store.
 """
 
 import hashlib
 import json
-import sys
+import shutil
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -23,10 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twophase.audio import packs
-from twophase.audio.dataset import SPLITS, Clip, Dataset, Sides, read_clips
+from twophase.audio.clips import Clip, Clips, read_clips
+from twophase.audio.dataset import SPLITS, Dataset, Sides
+from twophase.audio.fetched import FETCHED
 from twophase.audio.frontend import FRONT_END, Floats, Image
-from twophase.audio.packs import Entry, open_pack, read_entries
 from twophase.audio.packs import Report as Report
+from twophase.audio.store import Entry, Store
+from twophase.audio.store import open_pack as open_pack
 from twophase.errors import TwoPhaseError
 from twophase.files import digest, disk_error, locked, read_json, replacing, write_json
 
@@ -60,16 +65,31 @@ def plan(clips: Iterable[Clip], folder: Path, count: int) -> list[Path]:
     return [path for path in paths if path.stat().st_size]
 
 
-def make_shard(store: Path, shard: Path, report: Report = lambda n: None, workers: int | None = None) -> Path:
-    """Make the images of a shard's clips, decoding only those that no pack has; return where the result is said."""
-    made = packs.make(store, list(read_clips(shard)), report, workers)
+def make_shard(
+    store: Path | str,
+    shard: Path,
+    report: Report = lambda n: None,
+    workers: int | None = None,
+    workdir: Path | None = None,
+) -> Path:
+    """Make the images of a shard's clips, decoding only those that no pack of `store` has; return where it is said.
+
+    `store` is a folder or a URL; `workdir` is where listing may have left what it read of a bucket.
+    """
+    home = Store(store)
+    made = packs.make(home, list(read_clips(shard)), report, workers, workdir)
     result = shard.with_suffix(".made.json")
-    write_json(result, {"packs": [str(p) for p in made.packs], "gone": made.gone})
+    write_json(result, {"store": home.place, "packs": made.packs, "gone": made.gone})
     return result
 
 
-def make_all(workdir: Path, dataset: Dataset, on_bad_clip: str, progress: Callable[[int, int], object]) -> "ImageSet":
-    """Plan, make and collect in this process: what the pipeline's steps do for one dataset."""
+def make_all(
+    workdir: Path, dataset: Dataset, on_bad_clip: str, progress: Callable[[int, int], object], store: str = ""
+) -> "ImageSet":
+    """Plan, make and collect in this process: what the pipeline's steps do for one dataset.
+
+    `store` is a folder or URL that other runs use too; the workdir's own where it is empty.
+    """
     finished = 0
 
     def report(n: int) -> None:
@@ -79,7 +99,8 @@ def make_all(workdir: Path, dataset: Dataset, on_bad_clip: str, progress: Callab
 
     with locked(workdir, "this workdir"):
         shards = plan(dataset.clips, workdir / "shards", len(dataset.clips))
-        made = [make_shard(workdir / "images", shard, report) for shard in shards]
+        place = store or workdir / "images"
+        made = [make_shard(place, shard, report, workdir=workdir) for shard in shards]
         return collect(made, shards, dataset.wanted, workdir / "set", on_bad_clip, dataset.skipped)
 
 
@@ -91,7 +112,9 @@ def collect(
     on_bad_clip: str,
     skipped: Sequence[tuple[str, str]] = (),
 ) -> "ImageSet":
-    """Join what came of the shards into an image set at `folder`; return it. Packs that it does not use are deleted.
+    """Join what came of the shards into an image set at `folder`, which is `WORKDIR/set`; return it.
+
+    Packs of the workdir's own store that the set does not use are deleted.
 
     `on_bad_clip` is `skip` (bad clips are named in the set) or `fail`; `skipped` are files that were left out before,
     with the reason why, which the set names too. Raises `TwoPhaseError` for bad clips under
@@ -99,10 +122,13 @@ def collect(
     """
     sides, labels, identity = Sides(), _Labels(wanted), hashlib.sha256()
     bad: list[tuple[str, str]] = []
-    used: set[Path] = set()
+    used: set[str] = set()
+    if not made:
+        labels.check(bad)
+    store = Store(read_json(made[0], "result of a shard")["store"])
     with replacing(folder / "clips.jsonl", "w") as file:
         for shard, result in sorted(zip(shards, made, strict=True)):
-            for clip, pack, entry in _joined(shard, result):
+            for clip, pack, entry in _joined(shard, result, store):
                 sides.add(clip)
                 if pack is not None:
                     used.add(pack)
@@ -110,7 +136,7 @@ def collect(
                     bad.append((clip.name, entry.error))
                     continue
                 labels.add(clip)
-                line = {"pack": pack.stem, "start": entry.start, "rows": entry.rows, "seconds": entry.seconds}
+                line = {"pack": pack, "start": entry.start, "rows": entry.rows, "seconds": entry.seconds}
                 file.write(json.dumps({**clip.to_json(), **line}) + "\n")
                 identity.update(json.dumps([clip.sha256, clip.label, clip.group, clip.split, entry.rows]).encode())
         if bad and on_bad_clip == "fail":
@@ -118,26 +144,31 @@ def collect(
             count = f"{len(bad)} clip{'s' * (len(bad) != 1)}"
             raise TwoPhaseError(f"{count} cannot be used (--on-bad-clip skip leaves them out):\n{listed}")
         labels.check(bad)
-    home = next(iter(used)).parent
     identity.update(json.dumps(sorted(wanted)).encode())
     header = {
         "front_end": FRONT_END.fingerprint,
-        "home": str(home),
+        "store": store.place,
         "wanted": list(wanted),
         "bad": [*skipped, *bad],
         "digest": identity.hexdigest(),
         "clips": digest(folder / "clips.jsonl"),
     }
     write_json(folder / "set.json", header)
-    packs.prune(home, {pack.stem for pack in used})
+    if store.remote or Path(store.place) == folder.parent / "images":
+        store.prune(used)
+    shutil.rmtree(folder.parent / FETCHED, ignore_errors=True)
     return ImageSet(folder)
 
 
-def _joined(shard: Path, result: Path) -> Iterator[tuple[Clip, Path | None, Entry]]:
+def _joined(shard: Path, result: Path, store: Store) -> Iterator[tuple[Clip, str | None, Entry]]:
     """A shard's clips in order, each with its pack and entry; without a pack where it could not be reached."""
     made = read_json(result, "result of a shard")
+    if made["store"] != store.place:
+        raise TwoPhaseError(
+            f"{result}: its images are in {made['store']}, others' in {store.place}; give all one store"
+        )
     gone = {sha: Entry(sha, 0, 0, error=reason) for sha, reason in made["gone"]}
-    held = {e.sha256: (Path(p), e) for p in made["packs"] for e in read_entries(Path(p))}
+    held = {e.sha256: (name, e) for name in made["packs"] for e in store.entries(name)}
     for clip in sorted(read_clips(shard), key=lambda c: c.sha256):
         if clip.sha256 not in held and clip.sha256 not in gone:
             raise TwoPhaseError(f"{clip.name}: no pack holds its images; run the step that makes images again")
@@ -164,30 +195,19 @@ class ImageSet:
         self.digest: str = header["digest"]
         self.wanted: tuple[str, ...] = tuple(header["wanted"])
         self.bad: list[tuple[str, str]] = [(n, r) for n, r in header["bad"]]
-        self._home = Path(header["home"])
-        clips: list[Clip] = []
-        columns: list[tuple[float, int, int, str]] = []
-        with (folder / "clips.jsonl").open(encoding="utf-8") as file:
-            for line in map(json.loads, file):
-                kept = (line.pop("seconds"), line.pop("rows"), line.pop("start"), sys.intern(line.pop("pack")))
-                columns.append(kept)
-                line.update(label=sys.intern(line["label"]), split=sys.intern(line["split"]))
-                clips.append(Clip(**line))
-        seconds, counts, starts, pack_names = zip(*columns, strict=True)
-        rows = np.array(counts, np.int64)
-        self.clips = tuple(clips)
-        self.labels = tuple(sorted({c.label for c in clips}))
-        self.seconds: Floats = np.array(seconds, np.float32)
-        self.clip_of_row: NDArray[np.int32] = np.repeat(np.arange(len(clips), dtype=np.int32), rows)
-        label = np.array([self.labels.index(c.label) for c in clips], np.int32)
-        split = np.array([SPLITS.index(c.split) for c in clips], np.int8)
-        self.label_of_row: NDArray[np.int32] = label[self.clip_of_row]
-        self.split_of_row: NDArray[np.int8] = split[self.clip_of_row]
-        self._pack_names = sorted(set(pack_names))
-        pack = np.array([self._pack_names.index(name) for name in pack_names], np.int32)
+        self._store = Store(header["store"])
+        self.clips = Clips(folder / "clips.jsonl")
+        columns = _Columns(folder / "clips.jsonl")
+        self.labels = tuple(sorted(columns.labels))
+        self.seconds: Floats = np.array(columns.seconds, np.float32)
+        rows = np.array(columns.rows, np.int64)
+        self.clip_of_row: NDArray[np.int32] = np.repeat(np.arange(len(rows), dtype=np.int32), rows)
+        self.label_of_row: NDArray[np.int32] = _ranks(columns.labels)[np.array(columns.label)][self.clip_of_row]
+        self.split_of_row: NDArray[np.int8] = np.array(columns.split, np.int8)[self.clip_of_row]
+        self._pack_names = sorted(columns.packs)
         within = np.arange(len(self.clip_of_row)) - np.repeat(np.cumsum(rows) - rows, rows)
-        self._pack_of_row = pack[self.clip_of_row]
-        self._row_in_pack = np.array(starts, np.int64)[self.clip_of_row] + within
+        self._pack_of_row = _ranks(columns.packs)[np.array(columns.pack)][self.clip_of_row]
+        self._row_in_pack = np.array(columns.start, np.int64)[self.clip_of_row] + within
 
     def __len__(self) -> int:
         """Number of images."""
@@ -217,7 +237,32 @@ class ImageSet:
 
     @cached_property
     def _packs(self) -> list[Image]:
-        return [open_pack(self._home / f"{name}.npy") for name in self._pack_names]
+        return [self._store.images(name) for name in self._pack_names]
+
+
+class _Columns:
+    """What the lines of a `clips.jsonl` say, a number a clip and field; labels and packs by the order they come in."""
+
+    def __init__(self, path: Path) -> None:
+        self.seconds, self.rows, self.start = array("f"), array("q"), array("q")
+        self.label, self.pack, self.split = array("i"), array("i"), array("b")
+        self.labels: dict[str, int] = {}
+        self.packs: dict[str, int] = {}
+        with path.open("rb") as file:
+            for line in map(json.loads, file):
+                self.seconds.append(line["seconds"])
+                self.rows.append(line["rows"])
+                self.start.append(line["start"])
+                self.label.append(self.labels.setdefault(line["label"], len(self.labels)))
+                self.pack.append(self.packs.setdefault(line["pack"], len(self.packs)))
+                self.split.append(SPLITS.index(line["split"]))
+
+
+def _ranks(names: dict[str, int]) -> NDArray[np.int32]:
+    """The place of each name among the sorted ones, by the order they came in."""
+    ranks = np.empty(len(names), np.int32)
+    ranks[np.array([names[name] for name in sorted(names)], np.int64)] = np.arange(len(names), dtype=np.int32)
+    return ranks
 
 
 class Rows:

@@ -7,7 +7,7 @@ their bytes differ (another encoding, another gain) are one recording, and must 
 
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from twophase.audio import images as image_sets
-from twophase.audio.dataset import SPLITS, Clip, find_clips
+from twophase.audio.clips import Clip
+from twophase.audio.dataset import SPLITS, find_clips
 from twophase.audio.frontend import SAMPLE_RATE, Floats
 from twophase.audio.images import ImageSet
-from twophase.audio.packs import Entry, read_entries
+from twophase.audio.store import Entry, Store
 from twophase.display import table
 from twophase.errors import TwoPhaseError
 from twophase.files import locked, read_json
@@ -69,7 +70,7 @@ def inspect(
 
     Raises as `dataset.find_clips` does, and `TwoPhaseError` when the workdir is in use or cannot be written.
     """
-    clips, left_out = find_clips(source, workdir / "digests.jsonl")
+    clips, left_out = find_clips(source, workdir)
     finished = 0
 
     def report(n: int) -> None:
@@ -79,9 +80,10 @@ def inspect(
 
     with locked(workdir, "this workdir"):
         shards = image_sets.plan(clips, workdir / "shards", len(clips))
-        made = [image_sets.make_shard(workdir / "images", shard, report) for shard in shards]
+        store = Store(workdir / "images")
+        made = [image_sets.make_shard(store.place, shard, report, workdir=workdir) for shard in shards]
         results = [read_json(m, "result of a shard") for m in made]
-        entries = {e.sha256: e for r in results for p in r["packs"] for e in read_entries(Path(p))}
+        entries = {e.sha256: e for r in results for name in r["packs"] for e in store.entries(name)}
         entries |= {sha: Entry(sha, 0, 0, error=reason) for r in results for sha, reason in r["gone"]}
         found = _counts(clips, entries)
         found.left_out = left_out
@@ -141,7 +143,7 @@ def show(found: Inspection) -> None:
     sys.stdout.write("\n" + "\n".join(lines) + "\n")
 
 
-def _counts(clips: list[Clip], entries: dict[str, Entry]) -> Inspection:
+def _counts(clips: Sequence[Clip], entries: dict[str, Entry]) -> Inspection:
     found = Inspection(clips=len(clips))
     labels: dict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(("clips", *SPLITS, "seconds"), 0))
     for clip in clips:
@@ -166,7 +168,7 @@ def _counts(clips: list[Clip], entries: dict[str, Entry]) -> Inspection:
     return found
 
 
-def _warn(found: Inspection, clips: list[Clip], entries: dict[str, Entry]) -> None:
+def _warn(found: Inspection, clips: Sequence[Clip], entries: dict[str, Entry]) -> None:
     say = found.warnings.append
     for label, row in found.labels.items():
         if row["clips"] < FEW:

@@ -1,7 +1,7 @@
 """Packs made: what the front end makes of clips, once, kept in a `Store` by what each clip holds.
 
-What no pack holds is decoded and becomes a new pack; what is there stays as it is, until a shard's clips lie in more than
-`MERGE` packs and are copied together.
+What no pack holds is decoded and becomes a new pack; what is there stays as it is, until a shard's clips lie in more
+than `MERGE` packs and are copied together.
 
 Only what a clip's content decides is kept: its images, or why it can never have any. A clip that is gone is reported,
 and asked for again next time; a place that refuses (403, 503, an I/O error) fails the shard once what was read is kept.
@@ -51,8 +51,16 @@ class Made:
     gone: tuple[tuple[str, str], ...] = ()
 
 
-def make(store: Store, clips: Sequence[Clip], report: Report = lambda n: None, workers: int | None = None) -> Made:
+def make(
+    store: Store,
+    clips: Sequence[Clip],
+    report: Report = lambda n: None,
+    workers: int | None = None,
+    workdir: Path | None = None,
+) -> Made:
     """See that packs of the store hold these clips, decoding only those that none has.
+
+    `workdir` is where listing may have left what it read of a bucket (fetched.py).
 
     A clip that cannot be used is not an error here: its entry says why, and the collection decides. Memory holds a few
     clips a worker, whatever their number. Raises `TwoPhaseError` when the store cannot be written or clips not be read.
@@ -67,7 +75,7 @@ def make(store: Store, clips: Sequence[Clip], report: Report = lambda n: None, w
     if missing:
         workers = workers or len(os.sched_getaffinity(0))
         with ThreadPoolExecutor(workers) as pool:  # decoding, resampling and the FFT release the interpreter's lock
-            made = _in_order(pool, missing, lambda clip: images_of(clip, store.workdir), workers * 4)
+            made = _in_order(pool, missing, lambda clip: images_of(clip, workdir), workers * 4)
             written = store.write(_reached(made, gone, refused, report))
         packs |= {written} if written else set()
     if refused:

@@ -5,19 +5,22 @@ with a range behind it: `/data/shard-000.tar#1536+32044` is the 32,044 bytes fro
 are read in any order and side by side. A stamp changes when what lies there does (size and time, or the bucket's own
 tag), so that what was read once need not be read again to know that it is the same.
 
-Nothing is written. What cannot be reached raises `Unreachable`: it says something of the moment, not of the clip.
+What is written is whole or absent, on a disk as in a bucket, where an object appears when its last byte is there. What
+cannot be reached raises `Unreachable`: it says something of the moment, not of the clip.
 """
 
 import os
 import re
 import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import IO, Any, cast
 
 from twophase.errors import TwoPhaseError, UsageError
+from twophase.files import replacing
 
 _RANGE = re.compile(r"(?P<file>.*)#(?P<start>\d+)\+(?P<size>\d+)", re.DOTALL)
 _EXTRAS = {"gs": "google", "gcs": "google", "s3": "aws", "az": "azure", "abfs": "azure"}
@@ -37,11 +40,12 @@ class Unreachable(TwoPhaseError):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A file of a listing: its path below the listed place, where it is, and its stamp."""
+    """A file of a listing: its path below the listed place, where it is, its stamp and its size in bytes."""
 
     name: str
     location: str
     stamp: str
+    size: int = 0
 
 
 def is_url(location: str) -> bool:
@@ -56,40 +60,87 @@ def read(location: str) -> bytes:
     if ranged:
         file, start = ranged["file"], int(ranged["start"])
         end = start + int(ranged["size"])
-    try:
+    with _reached(location):
         if is_url(file):
             system, path = _system(file)
             return bytes(system.cat_file(path, start=start, end=end) if ranged else system.cat_file(path))
         with Path(file).open("rb") as opened:
             opened.seek(start)
             return opened.read(-1 if end is None else end - start)
-    except UsageError:
-        raise
-    except Exception as error:  # every package for a bucket has exceptions of its own
-        raise Unreachable(location, _why(error), isinstance(error, FileNotFoundError)) from None
 
 
-def listing(place: str) -> list[Found]:
-    """Every file below a folder or a bucket's prefix, by name; hidden ones are left out. Raises `Unreachable`."""
-    found = _objects(place) if is_url(place) else _files(Path(place))
-    return sorted(
-        (f for f in found if not any(part.startswith(".") for part in f.name.split("/"))), key=lambda f: f.name
-    )
+def write(location: str, data: bytes) -> None:
+    """Put bytes at a location, whole or not at all. Raises `Unreachable`, or `TwoPhaseError` where a disk refuses."""
+    if not is_url(location):
+        with replacing(Path(location)) as file:
+            file.write(data)
+        return
+    with _reached(location, "written"):
+        system, path = _system(location)
+        system.pipe_file(path, data)
 
 
-def members(tar: Found) -> list[Found]:
+def upload(file: Path, url: str) -> None:
+    """Put a file into a bucket, whole or not at all, whatever its size. Raises `Unreachable`."""
+    with _reached(url, "written"):
+        system, path = _system(url)
+        system.put_file(str(file), path)
+
+
+def download(url: str, file: Path) -> None:
+    """Put an object into a file, in pieces where it is large. Raises `Unreachable`; the file may then be incomplete."""
+    with _reached(url):
+        system, path = _system(url)
+        system.get_file(path, str(file))
+
+
+def remove(location: str) -> None:
+    """Delete a file or an object; it need not be there. Raises `Unreachable`."""
+    with _reached(location, "deleted"):
+        try:
+            if is_url(location):
+                system, path = _system(location)
+                system.rm_file(path)
+            else:
+                Path(location).unlink()
+        except FileNotFoundError:
+            pass
+
+
+def listing(place: str) -> Iterator[Found]:
+    """Every file below a folder or a bucket's prefix, those of a folder before its folders'; hidden ones are left out.
+
+    Memory holds one folder, of a bucket one folder of the first level. Raises `Unreachable`.
+    """
+    for found in _objects(place) if is_url(place) else _files(place):
+        if not any(part.startswith(".") for part in found.name.split("/")):
+            yield found
+
+
+def members(tar: Found) -> Iterator[Found]:
     """The files inside an uncompressed tar, each as a range of it. Raises `Unreachable` when it is not one."""
     try:
-        with _open(tar.location) as opened, tarfile.open(fileobj=opened, mode="r:") as archive:
-            return [Found(m.name, f"{tar.location}#{m.offset_data}+{m.size}", tar.stamp) for m in archive if m.isfile()]
+        with _reached(tar.location), _open(tar.location) as opened, tarfile.open(fileobj=opened, mode="r:") as archive:
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # type: ignore[attr-defined]  # it would keep a kilobyte of each
+                if member.isfile():
+                    place = f"{tar.location}#{member.offset_data}+{member.size}"
+                    yield Found(member.name, place, tar.stamp, member.size)
     except tarfile.TarError as error:
         raise Unreachable(
             tar.location, f"is no uncompressed tar that can be read to its end ({error}); make it again"
         ) from None
-    except UsageError:
+
+
+@contextmanager
+def _reached(location: str, done: str = "read") -> Iterator[None]:
+    """Turn what goes wrong with a place into `Unreachable`: every package for a bucket has exceptions of its own."""
+    try:
+        yield
+    except (TwoPhaseError, tarfile.TarError):
         raise
     except Exception as error:
-        raise Unreachable(tar.location, _why(error)) from None
+        raise Unreachable(location, _why(error, done), isinstance(error, FileNotFoundError)) from None
 
 
 def _open(location: str) -> IO[bytes]:
@@ -99,29 +150,35 @@ def _open(location: str) -> IO[bytes]:
     return cast(IO[bytes], system.open(path, "rb"))
 
 
-def _files(root: Path) -> Iterator[Found]:
+def _files(root: str) -> Iterator[Found]:
     above = os.path.join(root, "")  # noqa: PTH118
-    for folder, _, names in os.walk(root, followlinks=True):
-        for name in names:
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders.sort()
+        for name in sorted(names):
             path = os.path.join(folder, name)  # noqa: PTH118  # a million Path objects cost a gigabyte
             try:
                 facts = os.stat(path)  # noqa: PTH116
             except OSError:
                 continue  # a dangling link, or gone since
-            yield Found(path[len(above) :], path, f"{facts.st_size}-{facts.st_mtime_ns}")
+            yield Found(path[len(above) :], path, f"{facts.st_size}-{facts.st_mtime_ns}", facts.st_size)
 
 
 def _objects(place: str) -> Iterator[Found]:
-    system, path = _system(place)
-    try:
-        objects: dict[str, dict[str, Any]] = system.find(path, detail=True)
-    except Exception as error:
-        raise Unreachable(place, _why(error)) from None
-    scheme, root = place.split("://", 1)[0], path.rstrip("/") + "/"
-    for key, facts in objects.items():
-        stamp = next((str(facts[k]) for k in ("etag", "ETag", "md5Hash", "generation") if facts.get(k)), "")
-        if key.startswith(root):
-            yield Found(key.removeprefix(root), f"{scheme}://{key}", f"{facts.get('size')}-{stamp}" if stamp else "")
+    with _reached(place):
+        system, path = _system(place)
+        scheme, root = place.split("://", 1)[0], path.rstrip("/") + "/"
+        try:
+            top = sorted(system.ls(path, detail=True), key=lambda facts: (facts["type"] == "directory", facts["name"]))
+        except FileNotFoundError:
+            return
+        for item in top:
+            below = system.find(item["name"], detail=True) if item["type"] == "directory" else {item["name"]: item}
+            for key, facts in sorted(below.items()):
+                stamp = next((str(facts[k]) for k in ("etag", "ETag", "md5Hash", "generation") if facts.get(k)), "")
+                if key.startswith(root):
+                    size = int(facts.get("size") or 0)
+                    name, location = key.removeprefix(root), f"{scheme}://{key}"
+                    yield Found(name, location, f"{size}-{stamp}" if stamp else "", size)
 
 
 @cache
@@ -129,7 +186,7 @@ def _filesystem(scheme: str) -> Any:
     try:
         import fsspec
 
-        return fsspec.filesystem(scheme)
+        return fsspec.filesystem(scheme, use_listings_cache=False)  # others write there too
     except (ImportError, ValueError) as error:
         extra = _EXTRAS.get(scheme)
         how = f"pip install 'twophase[{extra}]'" if extra else f"{', '.join(f'{s}://' for s in _EXTRAS)} are accepted"
@@ -141,10 +198,10 @@ def _system(url: str) -> tuple[Any, str]:
     return system, system._strip_protocol(url)
 
 
-def _why(error: Exception) -> str:
+def _why(error: Exception, done: str) -> str:
     said = getattr(error, "strerror", None) or str(error) or type(error).__name__
     if isinstance(error, FileNotFoundError):
         return "is not there; give a place that exists"
     if isinstance(error, PermissionError):
-        return f"may not be read ({said}); ask for read access, or log in"
-    return f"cannot be read ({' '.join(said.split())[:200]}); try again, what is finished is kept"
+        return f"may not be {done} ({said}); ask for access, or log in"
+    return f"cannot be {done} ({' '.join(said.split())[:200]}); try again, what is finished is kept"

@@ -42,6 +42,9 @@ def data_synth(
 def data_images(
     data: DataPlace,
     workdir: Workdir = WORKDIR,
+    store: Annotated[
+        str, typer.Option(help="Keep images in this folder or URL, which many runs may share. Default: the workdir.")
+    ] = "",
     wanted: Wanted = "",
     png: Annotated[Path | None, typer.Option(help="Also write labelled PNG folders here.")] = None,
     sheet: Annotated[Path | None, typer.Option(help="Also write a contact sheet to this PNG file.")] = None,
@@ -51,9 +54,9 @@ def data_images(
     from twophase.audio import dataset, images, pictures
 
     one_of("--on-bad-clip", on_bad_clip, ("skip", "fail"))
-    found = dataset.read_source(data_place(data), wanted_labels(wanted), workdir.resolve() / "digests.jsonl")
-    made = images.make_all(workdir.resolve(), found, on_bad_clip, progress("make images"))
-    left_out = [*made.bad, *found.skipped]
+    found = dataset.read_source(data_place(data), wanted_labels(wanted), workdir.resolve())
+    made = images.make_all(workdir.resolve(), found, on_bad_clip, progress("make images"), data_place(store))
+    left_out = made.bad
     typer.echo(f"{len(made)} images of {len(made.clips)} clips; {len(left_out)} files left out")
     for name, reason in left_out:
         typer.echo(f"left out: {name}: {reason}")
