@@ -1,0 +1,125 @@
+"""The gateway's process: one home, one address, until SIGTERM or SIGINT.
+
+    home/gateway.sqlite   what it remembers, unless `--database` names a PostgreSQL
+    home/clips/           what arrived
+    home/updates/         the update repository, as `twophase release publish` fills it
+    home/.lock            held while it runs
+
+Without a certificate it answers on loopback only, or behind a proxy that ends TLS for it.
+"""
+
+import ipaddress
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from twophase.errors import TwoPhaseError, UsageError
+from twophase.files import locked
+from twophase.gateway.classifier import Classifier
+from twophase.gateway.intake import Quota
+from twophase.gateway.retention import expire
+from twophase.gateway.store import Store
+from twophase.serving.server import end_on_signals, listening, options
+
+CONNECTIONS = 4_000
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a gateway listens, and how it proves who it is."""
+
+    host: str = "127.0.0.1"
+    port: int = 8443
+    certificate: Path | None = None
+    private_key: Path | None = None
+    behind_proxy: bool = False
+    metrics_port: int = 0
+    """On loopback; 0 for none."""
+
+
+def open_store(home: Path, database: str = "") -> Store:
+    """The database of a home, made when it is not there."""
+    home.mkdir(parents=True, exist_ok=True)
+    return Store(database or home / "gateway.sqlite")
+
+
+def run(
+    home: Path,
+    classifier: Classifier,
+    address: Address,
+    quota: Quota,
+    database: str,
+    keep_days: float,
+    said: Callable[[str], None],
+) -> None:
+    """Answer until told to stop; `said` is called with the address once it listens.
+
+    Raises `TwoPhaseError` when the home is held, or the port taken, or the certificate of no use.
+    """
+    tls = _tls(address)
+    end_on_signals()
+    home = home.absolute()
+    with locked(home, "the gateway's folder"), listening(address.host, address.port) as bound:
+        import uvicorn
+
+        from twophase.gateway.app import Gateway
+
+        store = open_store(home, database)
+        _expire_every_hour(store, home, keep_days)
+        gateway = Gateway(home, store, classifier, quota)
+        bound.listen(2048)
+        if address.metrics_port:
+            from prometheus_client import start_http_server
+
+            start_http_server(address.metrics_port, "127.0.0.1", gateway.metrics.registry)
+        said(f"{'https' if tls else 'http'}://{address.host}:{bound.getsockname()[1]}")
+        config = uvicorn.Config(
+            gateway, **{**options(), **tls, "limit_concurrency": CONNECTIONS, "timeout_keep_alive": 75}
+        )
+        try:
+            uvicorn.Server(config).run(sockets=[bound])
+        finally:
+            gateway.close()
+            store.close()
+
+
+def _expire_every_hour(store: Store, home: Path, keep_days: float) -> None:
+    def work() -> None:
+        while True:
+            expire(store, home, keep_days)
+            time.sleep(3600)
+
+    threading.Thread(target=work, name="retention", daemon=True).start()
+
+
+def _tls(address: Address) -> dict[str, Any]:
+    """uvicorn's words for the certificate. Raises `UsageError` where others would be answered without one."""
+    if address.certificate is None and address.private_key is None:
+        if not address.behind_proxy and not _is_loopback(address.host):
+            raise UsageError(
+                f"--host {address.host}: others would talk to the gateway without TLS; give --certificate and "
+                "--private-key, or --behind-proxy where a proxy ends TLS for it"
+            )
+        return {}
+    for option, path in (("--certificate", address.certificate), ("--private-key", address.private_key)):
+        if path is None or not path.is_file():
+            raise UsageError(f"{option} {path}: is no file; give both --certificate and --private-key, in PEM")
+    import ssl
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(str(address.certificate), str(address.private_key))
+    except (ssl.SSLError, OSError) as error:
+        raise TwoPhaseError(
+            f"{address.certificate}: cannot be used ({error}); give a certificate and its key"
+        ) from None
+    return {"ssl_certfile": str(address.certificate), "ssl_keyfile": str(address.private_key)}
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
