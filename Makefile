@@ -1,6 +1,6 @@
 # Everything this project does on one machine. `make run` and `make test` set up what they need first.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint lock compile docs bench test-faults clean
+.PHONY: help setup run test lint lock compile docs bench test-faults test-images clean
 
 PYTHON ?= python3.11
 BIN := .venv/bin
@@ -44,6 +44,10 @@ bench: setup  ## every benchmark, with docs/benchmarks.md's figures (long)
 
 test-faults: setup  ## kill -9 and other faults, SEEDS of them (long)
 	SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/faults -m faults $(ARGS)
+
+test-images: setup  ## build the images and run them (docker; long); BUILD='--network=host' for docker build
+	$(BIN)/twophase containers build $(IMAGES) $(foreach option,$(BUILD),--option=$(option))
+	TEST_IMAGES=1 $(BIN)/python -m pytest tests/images $(ARGS)
 
 lock: setup  ## renew the lock file
 	$(BIN)/uv pip compile --quiet --python-version 3.11 --all-extras --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements.lock
