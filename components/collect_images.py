@@ -1,5 +1,7 @@
 """Step 4: what came of all shards becomes one image set."""
 
+from typing import List  # noqa: UP035 - kfp 2.17 knows a list of artifacts by this name only
+
 from kfp.dsl import Dataset, Input, Output, component
 
 from components import IMAGE
@@ -8,8 +10,7 @@ from components import IMAGE
 @component(base_image=IMAGE, install_kfp_package=False)
 def collect_images(
     clips: Input[Dataset],
-    shards: list,  # type: ignore[type-arg]  # kfp reads `list`
-    made: list,  # type: ignore[type-arg]
+    made: Input[List[Dataset]],  # noqa: UP006
     on_bad_clip: str,
     workdir: str,
     images: Output[Dataset],
@@ -17,16 +18,18 @@ def collect_images(
     """Join shards into an image set; clips that cannot be used are named, or fail the run."""
     from pathlib import Path
 
+    from components.artifacts import hand_on
     from twophase.audio import dataset
     from twophase.audio.images import collect
     from twophase.progress import step
 
     with step("collect images") as say:
         read = dataset.read(Path(clips.path))
-        results, manifests = [Path(m) for m in made], [Path(s) for s in shards]
+        manifests = [Path(part.path) / part.metadata["shard"] for part in made]
+        results = [manifest.with_suffix(".made.json") for manifest in manifests]
         found = collect(results, manifests, read.wanted, Path(workdir) / "set", on_bad_clip, read.skipped)
-        images.uri = str(Path(workdir) / "set")
-        images.metadata.update(digest=found.digest, images=len(found), clips=len(found.clips), left_out=len(found.bad))
+        hand_on(Path(workdir) / "set", images, images=len(found), clips=len(found.clips), left_out=len(found.bad))
+        images.metadata["digest"] = found.digest
         say.result(
             f"{len(found)} images of {len(found.clips)} clips, {len(found.bad)} files left out", left_out=found.bad
         )

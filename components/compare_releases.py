@@ -7,6 +7,7 @@ from components import IMAGE
 
 @component(base_image=IMAGE, install_kfp_package=False)
 def compare_releases(
+    clips: Input[Dataset],
     evaluation: Input[Dataset],
     release: Input[Model],
     workdir: str,
@@ -15,7 +16,10 @@ def compare_releases(
     api_endpoint: str,
     model: str,
 ) -> str:
-    """Return `better`, `worse` or `not shown`. The verdict is this step's only output: the branch hangs on it."""
+    """Return `better`, `worse` or `not shown`. The verdict is this step's only output: the branch hangs on it.
+
+    `clips` brings rendered clips along: the live release is asked about the same sounds.
+    """
     from pathlib import Path
 
     from twophase.progress import step

@@ -1,12 +1,13 @@
 """Step 6: ask the exported files about clips they never learned from; choose the operating point."""
 
-from kfp.dsl import Dataset, Input, Metrics, Model, Output, component
+from kfp.dsl import ClassificationMetrics, Dataset, Input, Metrics, Model, Output, component
 
 from components import IMAGE
 
 
 @component(base_image=IMAGE, install_kfp_package=False)
 def evaluate_pair(
+    clips: Input[Dataset],
     images: Input[Dataset],
     gate: Input[Model],
     classifier: Input[Model],
@@ -14,10 +15,16 @@ def evaluate_pair(
     workdir: str,
     evaluation: Output[Dataset],
     metrics: Output[Metrics],
+    gate_curve: Output[ClassificationMetrics],
+    confusion: Output[ClassificationMetrics],
 ) -> None:
-    """The operating point comes from the validation clips, every figure from the test clips."""
+    """The operating point comes from the validation clips, every figure from the test clips.
+
+    `clips` brings rendered clips along: the exported files are asked about sound, not about images.
+    """
     from pathlib import Path
 
+    from components.artifacts import hand_on, log_gate
     from twophase.audio.images import ImageSet
     from twophase.progress import step
     from twophase.training.judge import judge
@@ -32,8 +39,11 @@ def evaluate_pair(
             Path(workdir),
             say.advance,
         )
-        evaluation.uri = str(found.folder)
+        hand_on(found.folder, evaluation, threshold=found.point.threshold, **found.lineage)
         for name, value in found.headline().items():
             metrics.log_metric(name, value)
+        log_gate(found.test, gate_curve)
+        figures = found.metrics["classifier"]
+        confusion.log_confusion_matrix(list(figures["names"]), figures["confusion"])
         words = ", ".join(f"{name} {value:.3f}" for name, value in found.headline().items())
         say.result(words, evaluation=str(found.folder))

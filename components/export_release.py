@@ -1,6 +1,6 @@
 """Step 7: the pair becomes a release, if SavedModel, LiteRT and Keras agree."""
 
-from kfp.dsl import Dataset, Input, Model, Output, component
+from kfp.dsl import Dataset, Input, Markdown, Model, Output, component
 
 from components import IMAGE
 
@@ -13,12 +13,15 @@ def export_release(
     evaluation: Input[Dataset],
     workdir: str,
     release: Output[Model],
+    card: Output[Markdown],
 ) -> str:
-    """Export to `workdir/releases/<id>` and return the id."""
+    """Export to `workdir/releases/<id>` with its model card, and return the id."""
     from pathlib import Path
 
+    from components.artifacts import hand_on
     from twophase.audio.images import ImageSet
     from twophase.progress import step
+    from twophase.release.card import write_card
     from twophase.release.export import export
     from twophase.training.judge import Judgement
 
@@ -33,7 +36,7 @@ def export_release(
             ImageSet(Path(images.path)).clips,
             Path(workdir) / "releases",
         )
-        release.uri = str(found)
-        release.metadata.update(release=found.name)
+        hand_on(found, release, release=found.name, framework="tensorflow", images=judged.lineage["images"])
+        write_card(found, Path(card.path))
         say.result(found.name, release=str(found), release_id=found.name)
     return found.name

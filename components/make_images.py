@@ -1,19 +1,29 @@
 """Step 3, fanned out: the images of one shard's clips."""
 
-from kfp.dsl import component
+from kfp.dsl import Dataset, Input, Output, component
 
 from components import IMAGE
 
 
 @component(base_image=IMAGE, install_kfp_package=False)
-def make_images(shard: str, workdir: str) -> str:
-    """See that packs hold a shard's images, decoding only clips that none has; return where they are listed."""
+def make_images(
+    clips: Input[Dataset], shards: Input[Dataset], shard: str, workdir: str, store: str, made: Output[Dataset]
+) -> None:
+    """See that packs of `store` hold a shard's images, decoding only clips that none has; say which packs those are.
+
+    `store` outlives runs: a URL or a folder that all steps see; `workdir/images` where it is empty. `clips` brings
+    rendered clips along.
+    """
+    import shutil
     from pathlib import Path
 
-    from twophase.audio import images
+    from twophase.audio import dataset, images
     from twophase.progress import step
 
     with step("make images") as say:
-        total = sum(1 for _ in images.read_clips(Path(shard)))
-        made = images.make_shard(Path(workdir) / "images", Path(shard), lambda n: say.advance(n, total))
-    return str(made)
+        Path(made.path).mkdir(parents=True, exist_ok=True)
+        manifest = Path(shutil.copyfile(Path(shards.path) / shard, Path(made.path) / shard))
+        total = sum(1 for _ in dataset.read_clips(manifest))
+        place = store or Path(workdir) / "images"
+        images.make_shard(place, manifest, lambda n: say.advance(n, total), workdir=Path(workdir))
+        made.metadata.update(shard=shard, clips=total)

@@ -12,6 +12,7 @@ def train_classifier(
     """Fit the classifier through the image_generator, or take the one that these images and settings made before."""
     from pathlib import Path
 
+    from components.artifacts import hand_on
     from twophase.audio.images import ImageSet
     from twophase.progress import step
     from twophase.training import train
@@ -21,4 +22,4 @@ def train_classifier(
         found = train.train_classifier(
             ImageSet(Path(images.path)), Path(workdir), recipe, backbone, weights or None, train.report(say.at)
         )
-        classifier.uri = str(found)
+        hand_on(found, classifier, framework="keras", backbone=backbone)

@@ -10,10 +10,12 @@ def train_gate(images: Input[Dataset], workdir: str, quick: bool, seed: int, gat
     """Fit the gate through the image_generator, or take the one that these images and settings made before."""
     from pathlib import Path
 
+    from components.artifacts import hand_on
     from twophase.audio.images import ImageSet
     from twophase.progress import step
     from twophase.training import train
 
     with step("train the gate") as say:
         recipe = train.recipe("gate", bool(quick), int(seed))
-        gate.uri = str(train.train_gate(ImageSet(Path(images.path)), Path(workdir), recipe, train.report(say.at)))
+        found = train.train_gate(ImageSet(Path(images.path)), Path(workdir), recipe, train.report(say.at))
+        hand_on(found, gate, framework="keras")

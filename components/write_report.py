@@ -7,6 +7,7 @@ from components import IMAGE
 
 @component(base_image=IMAGE, install_kfp_package=False)
 def write_report(
+    clips: Input[Dataset],
     images: Input[Dataset],
     gate: Input[Model],
     classifier: Input[Model],
@@ -15,18 +16,19 @@ def write_report(
     workdir: str,
     report: Output[HTML],
 ) -> str:
-    """Write `workdir/reports/<id>.html` and return where it is."""
+    """Write `workdir/reports/<id>.html` and return where it is. `clips` brings rendered clips along, to listen to."""
     from pathlib import Path
 
+    from components.artifacts import hand_on
     from twophase.audio.images import ImageSet
     from twophase.progress import step
     from twophase.training.judge import Judgement
     from twophase.training.report import write
 
     with step("write the report") as say:
-        found = Path(workdir) / "reports" / f"{Path(release.path).name}.html"
+        found = Path(workdir) / "reports" / f"{release.metadata['release']}.html"
         judged = Judgement.read(Path(evaluation.path))
         write(found, ImageSet(Path(images.path)), Path(gate.path), Path(classifier.path), judged, Path(release.path))
-        report.uri = str(found)
+        hand_on(found, report)
         say.result(str(found), report=str(found))
     return str(found)

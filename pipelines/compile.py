@@ -1,13 +1,27 @@
 """The checked-in specs: compiled from the pipelines, the same bytes every time.
 
-compiled/two_phase.local.yaml    every step on this machine
+compiled/two_phase.local.yaml           every step on this machine
+compiled/two_phase.vertex.yaml          Vertex AI Pipelines, with Google's components
+compiled/two_phase.kubeflow.yaml        Kubeflow Pipelines
+compiled/batch_prediction.local.yaml    a batch, through the API at an address
+compiled/batch_prediction.vertex.yaml   a batch, with Google's components
 """
 
 import importlib.resources
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-SPECS = ("two_phase.local",)
+if TYPE_CHECKING:
+    from pipelines.places import Place
+
+SPECS = (
+    "two_phase.local",
+    "two_phase.vertex",
+    "two_phase.kubeflow",
+    "batch_prediction.local",
+    "batch_prediction.vertex",
+)
 
 
 def spec_path(name: str) -> Path:
@@ -15,15 +29,19 @@ def spec_path(name: str) -> Path:
     return Path(str(importlib.resources.files("compiled"))) / f"{name}.yaml"
 
 
-def compile_spec(name: str) -> str:
-    """The spec's YAML, freshly compiled."""
+def compile_spec(name: str, place: "Place | None" = None) -> str:
+    """The YAML of `PIPELINE.PLACE`, freshly compiled; another `place` than the name's default for other machines."""
     from kfp import compiler
 
+    from pipelines.batch_prediction import batch_prediction
+    from pipelines.places import PLACES
     from pipelines.two_phase import two_phase
 
+    pipeline, _, where = name.partition(".")
+    drawn = {"two_phase": two_phase, "batch_prediction": batch_prediction}[pipeline](place or PLACES[where]())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.yaml"
-        compiler.Compiler().compile(two_phase, str(path))
+        compiler.Compiler().compile(drawn, str(path))
         return path.read_text("utf-8")
 
 

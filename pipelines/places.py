@@ -1,0 +1,192 @@
+"""Where a pipeline runs, as a choice made when it is compiled: what differs between places, and nothing else.
+
+A pipeline function draws the graph that all places share and asks its `Place` for the rest: what a training step runs
+on, how a better release goes live, how a batch is predicted, what is tried again and what may be answered from cache.
+"""
+
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from kfp import dsl
+
+from components.batch import find_version, predict_batch
+from components.container_model import container_model
+from components.deployment import deploy_version, promote_version
+from components.end_of_run import end_of_run
+from components.live_version import find_live
+from components.registration import register_version
+from twophase.targets.traffic import MACHINE
+
+Named = dict[str, Any]
+"""The arguments that name a model at an address: project, region, api_endpoint, model."""
+
+
+@dataclass(frozen=True)
+class Machines:
+    """What training runs on in Vertex AI. Taken when a pipeline is compiled: so are Google's components."""
+
+    machine_type: str = "n1-standard-8"
+    accelerator_type: str = ""
+    """Such as `NVIDIA_TESLA_T4`; empty for none."""
+    accelerator_count: int = 1
+    spot: bool = False
+    service_account: str = ""
+    network: str = ""
+    encryption_key: str = ""
+
+
+@dataclass(frozen=True)
+class Place:
+    """One place, by the name that its specs carry."""
+
+    name: str
+    training: Callable[[Any], Any]
+    """A training component as this place runs it."""
+    go_live: Callable[[Any, Named, Any], None]
+    """Register and deploy a release: (release, named, server image)."""
+    predict: Callable[[Any, Any, Named, Any], None]
+    """Predict a batch: (source, destination, named, machine type)."""
+    in_cloud: bool
+
+    def keep(self, task: Any, retries: int = 0) -> Any:
+        """A step whose answer holds as long as its inputs are the same.
+
+        In a cloud the engine's cache skips it. On one machine the workdir does that by content, which is finer, and
+        heeds what was deleted there since.
+        """
+        task.set_caching_options(self.in_cloud)
+        return self._retried(task, retries)
+
+    def ask(self, task: Any, retries: int = 0) -> Any:
+        """A step that looks at the world or changes it: never answered from cache."""
+        task.set_caching_options(False)
+        return self._retried(task, retries)
+
+    def guard(self, named: Named) -> AbstractContextManager[Any]:
+        """What a run is wrapped in: in a cloud its end is reported, however it comes; here the caller sees it."""
+        if not self.in_cloud:
+            return contextlib.nullcontext()
+        return dsl.ExitHandler(self.ask(end_of_run(model=named["model"])), name="run")
+
+    def sized(self, task: Any, cpu: str, memory: str) -> Any:
+        """Ask for this much of a machine, where there are several to choose from."""
+        return task.set_cpu_limit(cpu).set_memory_limit(memory) if self.in_cloud else task
+
+    @staticmethod
+    def _retried(task: Any, retries: int) -> Any:
+        return task.set_retry(num_retries=retries, backoff_duration="10s", backoff_factor=2.0) if retries else task
+
+
+def local() -> Place:
+    """Every step on this machine; the model is registered and deployed at `api_endpoint`."""
+    return Place("local", lambda component: component, _go_live, _predict, in_cloud=False)
+
+
+def kubeflow() -> Place:
+    """Kubeflow Pipelines; the model is registered and deployed at `api_endpoint`, Vertex AI's or `twophase local`'s."""
+    return Place("kubeflow", lambda component: component, _go_live, _predict, in_cloud=True)
+
+
+def vertex(machines: Machines = Machines()) -> Place:
+    """Vertex AI Pipelines, with Google's components for training jobs, upload, endpoint, deployment and batches."""
+
+    def training(component: Any) -> Any:
+        from google_cloud_pipeline_components.v1.custom_job import create_custom_training_job_from_component
+
+        return create_custom_training_job_from_component(
+            component,
+            machine_type=machines.machine_type,
+            accelerator_type=machines.accelerator_type,
+            accelerator_count=machines.accelerator_count,
+            strategy="SPOT" if machines.spot else "STANDARD",
+            restart_job_on_worker_restart=machines.spot,
+            service_account=machines.service_account,
+            network=machines.network,
+            encryption_spec_key_name=machines.encryption_key,
+        )
+
+    return Place("vertex", training, _google_go_live, _google_predict, in_cloud=True)
+
+
+PLACES: dict[str, Callable[[], Place]] = {"local": local, "vertex": vertex, "kubeflow": kubeflow}
+
+
+def _go_live(release: Any, named: Named, server_image: Any) -> None:
+    version = register_version(release=release, **named).set_caching_options(False)
+    deploy_version(release=release, version=version.output, **named).set_caching_options(False)
+
+
+def _predict(source: Any, destination: Any, named: Named, machine_type: Any) -> None:
+    predict_batch(source=source, destination=destination, **named).set_caching_options(False)
+
+
+def _google_go_live(release: Any, named: Named, server_image: Any) -> None:
+    """Upload, endpoint and canary by Google's components; the try and the promotion by ours, as everywhere."""
+    from google_cloud_pipeline_components.types import artifact_types
+    from google_cloud_pipeline_components.v1.endpoint import EndpointCreateOp, ModelDeployOp
+    from google_cloud_pipeline_components.v1.model import ModelUploadOp
+
+    address = f"https://{named['region']}-aiplatform.googleapis.com/v1/"
+    live = find_live(**named).set_caching_options(False)
+    container = container_model(release=release, image=server_image)
+    shared = {"project": named["project"], "location": named["region"]}
+    model = {
+        "display_name": named["model"],
+        "unmanaged_container_model": container.outputs["unmanaged"],
+        "labels": container.outputs["Output"],
+        **shared,
+    }
+    with dsl.If(live.outputs["parent"] == "", name="first version"):
+        first = ModelUploadOp(**model).set_caching_options(False)
+    with dsl.Else(name="next version"):
+        parent = dsl.importer(
+            artifact_uri=address + str(live.outputs["parent"]),
+            artifact_class=artifact_types.VertexModel,
+            metadata={"resourceName": live.outputs["parent"]},
+            reimport=True,
+        )
+        further = ModelUploadOp(parent_model=parent.output, **model).set_caching_options(False)
+    version = dsl.OneOf(first.outputs["model"], further.outputs["model"])
+    with dsl.If(live.outputs["endpoint"] == "", name="no endpoint"):
+        made = EndpointCreateOp(display_name=named["model"], **shared).set_caching_options(False)
+    with dsl.Else(name="an endpoint"):
+        known = dsl.importer(
+            artifact_uri=address + str(live.outputs["endpoint"]),
+            artifact_class=artifact_types.VertexEndpoint,
+            metadata={"resourceName": live.outputs["endpoint"]},
+            reimport=True,
+        )
+    canary = ModelDeployOp(
+        model=version,
+        endpoint=dsl.OneOf(made.outputs["endpoint"], known.output),
+        deployed_model_display_name=named["model"],
+        traffic_split=live.outputs["traffic_split"],
+        dedicated_resources_machine_type=MACHINE,
+        dedicated_resources_min_replica_count=1,
+        dedicated_resources_max_replica_count=1,
+    ).set_caching_options(False)
+    promote_version(release=release, version=version, **named).set_caching_options(False).after(canary)
+
+
+def _google_predict(source: Any, destination: Any, named: Named, machine_type: Any) -> None:
+    from google_cloud_pipeline_components.v1.batch_predict_job import ModelBatchPredictOp
+    from google_cloud_pipeline_components.v1.model import ModelGetOp
+
+    shared = {"project": named["project"], "location": named["region"]}
+    name = find_version(**named).set_caching_options(False)
+    version = ModelGetOp(model_name=name.output, **shared).set_caching_options(False)
+    ModelBatchPredictOp(
+        job_display_name=f"{named['model']}-batch",
+        model=version.outputs["model"],
+        instances_format="jsonl",
+        predictions_format="jsonl",
+        gcs_source_uris=[source],
+        gcs_destination_output_uri_prefix=destination,
+        machine_type=machine_type,
+        starting_replica_count=1,
+        max_replica_count=1,
+        **shared,
+    ).set_caching_options(False)
