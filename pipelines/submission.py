@@ -1,0 +1,171 @@
+"""A run before it is asked for: a compiled spec with its arguments, checked against the spec's own types.
+
+Its id is what makes it one run: whoever asks for the same id again is told that it is there (`clients.py`).
+"""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipelines.compile import compile_spec, spec_path
+from pipelines.places import Machines, vertex
+from twophase.audio import sources
+from twophase.errors import TwoPhaseError, UsageError
+from twophase.files import digest_of
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "STRING": (str,),
+    "NUMBER_INTEGER": (int,),
+    "NUMBER_DOUBLE": (int, float),
+    "BOOLEAN": (bool,),
+}
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A run before it is asked for. `root` is where its outputs go, a `gs://` place in Google's cloud."""
+
+    spec: dict[str, Any]
+    job_id: str
+    arguments: dict[str, Any]
+    root: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    service_account: str = ""
+    network: str = ""
+    encryption_key: str = ""
+    experiment: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the arguments. Raises `UsageError` naming the first that the spec does not take."""
+        known = self.spec["root"].get("inputDefinitions", {}).get("parameters", {})
+        for name, value in self.arguments.items():
+            if name not in known:
+                raise UsageError(f"{name}: is no parameter of {self.name}; it has {', '.join(sorted(known))}")
+            kind = known[name]["parameterType"]
+            fits = isinstance(value, _KINDS.get(kind, (object,))) and (kind == "BOOLEAN" or not isinstance(value, bool))
+            if not fits:
+                raise UsageError(f"{name}: {value!r} does not fit; {self.name} takes a {kind} there")
+        missing = [n for n, d in known.items() if "defaultValue" not in d and not d.get("isOptional")]
+        lacking = sorted(set(missing) - self.arguments.keys())
+        if lacking:
+            raise UsageError(f"{', '.join(lacking)}: {self.name} needs it; give it with --param {lacking[0]}=...")
+
+    @property
+    def name(self) -> str:
+        """The pipeline's name."""
+        return str(self.spec["pipelineInfo"]["name"])
+
+
+def read_spec(place: str | Path) -> dict[str, Any]:
+    """A compiled spec: one of `compiled/` by name, or a file. Raises `TwoPhaseError` when another kfp compiled it."""
+    import kfp
+
+    path = spec_path(str(place)) if spec_path(str(place)).is_file() else Path(place)
+    try:
+        document = next(yaml.safe_load_all(path.read_text("utf-8")))
+        version = document["sdkVersion"]
+    except (OSError, yaml.YAMLError, StopIteration, KeyError, TypeError) as error:
+        raise TwoPhaseError(f"{path}: is no compiled pipeline ({error}); `twophase compile` writes them") from None
+    if version != f"kfp-{kfp.__version__}":
+        raise TwoPhaseError(
+            f"{path}: was compiled by {version}, here is kfp-{kfp.__version__}; compile it again: `twophase compile`"
+        )
+    return dict(document)
+
+
+def vertex_spec(name: str, image: str, machines: Machines | None = None) -> dict[str, Any]:
+    """A spec of `compiled/` with its steps in `image`, and its training on other machines where they are given."""
+    text = compile_spec(name, vertex(machines)) if machines else spec_path(name).read_text("utf-8")
+    return _with_image(text, image)
+
+
+def _with_image(text: str, image: str) -> dict[str, Any]:
+    from components import IMAGE
+
+    return dict(next(yaml.safe_load_all(text.replace(IMAGE, image))))
+
+
+def data_state(data: str) -> tuple[str, int]:
+    """A digest of what lies at a folder, a URL or one file of it, by names and stamps; and how many files there are.
+
+    Nothing is read but the listing: another digest means that there may be new clips. Raises `sources.Unreachable`.
+    """
+    if not data:
+        return "", 0
+    place = data.rpartition("/")[0] if data.endswith((".csv", ".tar")) else data
+    found = sources.listing(place)
+    return digest_of([[file.name, file.stamp] for file in found]), len(found)
+
+
+def for_machine(arguments: dict[str, Any], workdir: Path, project: str, region: str, api_endpoint: str) -> Submission:
+    """A run of `two_phase.local` on the platform of this machine."""
+    place = {"workdir": str(workdir), "project": project, "region": region, "api_endpoint": api_endpoint}
+    given = {**_with_digest(arguments), **place}
+    return Submission(read_spec("two_phase.local"), new_id(), given, labels=_labels(given))
+
+
+def for_vertex(
+    arguments: dict[str, Any],
+    bucket: str,
+    image: str,
+    machines: Machines | None,
+    project: str,
+    region: str,
+    **given: Any,
+) -> Submission:
+    """A run of `two_phase.vertex` in Google's cloud, or with `image` empty a `UsageError` that says what is missing.
+
+    `given` are further fields of the submission. Steps share no disk: what they hand on lies below `bucket`, and so do
+    the packs of images, which a later run finds again.
+    """
+    at = in_bucket(bucket)
+    _need_url(arguments.get("data", ""))
+    if "." not in image.partition("/")[0]:
+        raise UsageError(
+            f"--image {image or '(none)'}: Vertex AI cannot pull it; push the trainer with `twophase containers push` "
+            "and give its name, such as us-central1-docker.pkg.dev/PROJECT/twophase/trainer:0.1.0"
+        )
+    place = {"project": project, "region": region, "store": f"gs://{at}/images"}
+    told = {**_with_digest(arguments), **place}
+    spec = vertex_spec("two_phase.vertex", image, machines)
+    labels = {**_labels(told), **given.pop("labels", {})}
+    return Submission(spec, new_id(), told, root=f"gs://{at}/runs", labels=labels, **given)
+
+
+def for_kubeflow(arguments: dict[str, Any], root: str, image: str, store: str, **given: Any) -> Submission:
+    """A run of `two_phase.kubeflow`; `store` is where all its pods find the images."""
+    _need_url(arguments.get("data", ""))
+    spec = _with_image(spec_path("two_phase.kubeflow").read_text("utf-8"), image)
+    return Submission(spec, new_id(), {**_with_digest(arguments), "store": store}, root=root, **given)
+
+
+def in_bucket(bucket: str) -> str:
+    """`NAME/two-phase` of `gs://NAME`. Raises `UsageError` for anything else."""
+    name = bucket.removeprefix("gs://").rstrip("/")
+    if not bucket.startswith("gs://") or not name:
+        raise UsageError(f"--bucket {bucket or '(none)'}: gs://BUCKET is accepted; outputs and images go there")
+    return f"{name}/two-phase"
+
+
+def new_id() -> str:
+    """An id for a run that a person asks for: when, to the second."""
+    return time.strftime("two-phase-%Y%m%d-%H%M%S", time.gmtime())
+
+
+def _with_digest(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments with the digest of the data: as it lies there now, where the caller has not looked before."""
+    if "data_digest" in arguments:
+        return arguments
+    return {**arguments, "data_digest": data_state(arguments.get("data", ""))[0]}
+
+
+def _labels(arguments: dict[str, Any]) -> dict[str, str]:
+    return {"data": arguments["data_digest"][:40] or "rendered"}
+
+
+def _need_url(data: str) -> None:
+    if data and not sources.is_url(data):
+        raise UsageError(f"--data {data}: lies on this machine; copy it to a bucket and give gs://BUCKET/FOLDER")
