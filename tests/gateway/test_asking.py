@@ -1,0 +1,118 @@
+"""Answers: online for few clips, one job for a backlog, once each, until they are fetched."""
+
+import io
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import soundfile
+from sqlalchemy import insert, select, update
+
+from tests.gateway.remote import Device, Process, announced
+from twophase.audio.frontend import FRONT_END
+from twophase.gateway import answers, asking, devices
+from twophase.gateway.asking import Asking
+from twophase.gateway.classifier import VertexClassifier
+from twophase.gateway.server import open_store
+from twophase.gateway.store import Store, clip, job
+
+
+def flac(pitch: int) -> bytes:
+    file = io.BytesIO()
+    sound = 0.3 * np.sin(np.arange(16_000) * pitch / 40)
+    soundfile.write(file, sound, 16_000, format="FLAC")
+    return file.getvalue()
+
+
+def test_few_clips_are_answered_online_and_once(classifier: str, tmp_path: Path) -> None:
+    process = Process(tmp_path, "--api-endpoint", classifier)
+    store = open_store(tmp_path)
+    with httpx.Client(base_url=process.said, timeout=60) as http:
+        device = Device(http)
+        device.enrol(store.do(lambda c: devices.expect(c, "porch")))
+        speaks = {"front_end": FRONT_END.fingerprint}
+        assert device.upload(1, flac(7), **speaks) == "stored"
+        (first,) = device.answers(wait=30)
+        assert (first["sequence"], first["prediction"]["windows"]) == (1, 1)
+        assert device.answers() == [first]  # until it is acknowledged
+        device.acknowledge(1)
+        device.acknowledge(1)
+        assert device.answers() == []
+        assert device.upload(1, flac(7), **speaks) == "done"
+        assert device.upload(2, b"no sound at all", **speaks) == "stored"
+        (bad,) = device.answers(wait=30)
+        assert bad["error"]["code"] == 400
+        other = device.announce(announced(3, flac(3))).json()["clips"][0]
+        assert (other["state"], other["error"]["code"]) == ("rejected", 412)
+    store.close()
+    process.stop()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = open_store(tmp_path)
+    yield store
+    store.close()
+
+
+def backlog(store: Store, home: Path, clips: int) -> None:
+    """Stored clips of three devices."""
+    for n in range(clips):
+        name, data = f"d{n % 3}", flac(1 + n)
+        (home / "clips" / name).mkdir(parents=True, exist_ok=True)
+        (home / "clips" / name / str(n)).write_bytes(data)
+        row = {"device": name, "sequence": n, "state": "stored", "bytes": len(data), "announced": 0.0, "stored": 1.0}
+        store.do(lambda c, row=row: c.execute(insert(clip).values(**row)))
+
+
+def jobs(classifier: str) -> list[dict]:
+    where = f"{classifier}/v1/projects/local/locations/us-central1/batchPredictionJobs"
+    return httpx.get(where).json().get("batchPredictionJobs", [])
+
+
+def ask(store: Store, home: Path, classifier: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Let an `Asking` answer everything that waits; the devices that it told."""
+    told: set[str] = set()
+    monkeypatch.setattr(asking, "_POLL_S", 0.1)
+    monkeypatch.setattr(asking, "QUIET_S", 0.1)
+    vertex = VertexClassifier("local", "us-central1", classifier, "two-phase", "twophase")
+    one = Asking(store, vertex, lambda name, n: home / "clips" / name / str(n), told.update)
+    while store.do(lambda c: c.execute(select(clip).where(clip.c.state == "stored")).first()):
+        time.sleep(0.05)
+    one.close()
+    return told
+
+
+def test_a_backlog_of_many_devices_is_one_job(
+    classifier: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = len(jobs(classifier))
+    backlog(store, tmp_path, 30)
+    assert ask(store, tmp_path, classifier, monkeypatch) == {"d0", "d1", "d2"}
+    assert len(jobs(classifier)) == before + 1
+    found = [store.do(lambda c, n=n: answers.fetch(c, f"d{n}", 100)) for n in range(3)]
+    assert [[item["sequence"] for item in some] for some in found] == [list(range(n, 30, 3)) for n in range(3)]
+    assert all(item["prediction"]["windows"] == 1 for some in found for item in some)
+    left = httpx.get(f"{classifier}/storage/v1/b/twophase/o", params={"prefix": "gateway/"}).json().get("items", [])
+    assert left == []
+
+
+@pytest.mark.parametrize("submitted", [True, False])
+def test_a_job_is_found_again_after_a_crash(
+    submitted: bool, classifier: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after the job was written down, before or after it was submitted: it is made once."""
+    before, id = len(jobs(classifier)), f"gateway-crashed-{submitted}"
+    backlog(store, tmp_path, 20)
+    store.do(lambda c: c.execute(insert(job).values(id=id, made=1.0)))
+    store.do(lambda c: c.execute(update(clip).values(job=id)))
+    if submitted:
+        vertex = VertexClassifier("local", "us-central1", classifier, "two-phase", "twophase")
+        vertex.submit(id, ((f"d{n % 3}/{n}", tmp_path / "clips" / f"d{n % 3}" / str(n)) for n in range(20)))
+    ask(store, tmp_path, classifier, monkeypatch)
+    assert len(jobs(classifier)) == before + 1
+    assert sum(len(store.do(lambda c, n=n: answers.fetch(c, f"d{n}", 100))) for n in range(3)) == 20
+    assert store.do(lambda c: c.execute(select(job)).all()) == []
