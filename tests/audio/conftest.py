@@ -6,10 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.audio.buckets import amazon, azurite, bucket, fresh, front, google, microsoft
 from tests.audio.clips import write_folder
 from twophase.audio.decode import decode
 from twophase.audio.frontend import FRONT_END, Floats
 from twophase.audio.windows import audible, cut
+
+__all__ = ["amazon", "azurite", "bucket", "fresh", "front", "google", "microsoft"]
 
 
 @pytest.fixture

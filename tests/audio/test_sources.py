@@ -1,77 +1,17 @@
 """Places of clips: folders, byte ranges, buckets behind real emulators on loopback; and what cannot be reached."""
 
-import http.server
 import os
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.audio.buckets import Front, upload
 from tests.audio.clips import write_folder
 from twophase.audio import sources
 from twophase.audio.dataset import find_clips, read_source
 from twophase.errors import TwoPhaseError, UsageError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the emulators and the packages for buckets, none of ours
-
-
-@pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """Clients of buckets that have not met another test's emulator."""
-    fsspec = pytest.importorskip("fsspec")
-    sources._filesystem.cache_clear()
-    for scheme in ("gs", "s3"):
-        fsspec.get_filesystem_class(scheme).clear_instance_cache()
-    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-    yield monkeypatch
-    sources._filesystem.cache_clear()
-
-
-@pytest.fixture
-def google(fresh: pytest.MonkeyPatch) -> Iterator[str]:
-    """A Cloud Storage emulator with the bucket `clips`."""
-    server = pytest.importorskip("gcp_storage_emulator.server").create_server(
-        "127.0.0.1", 0, in_memory=True, default_bucket="clips"
-    )
-    server.start()
-    fresh.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server._api._httpd.server_port}")
-    yield "gs://clips"
-    server.stop()
-
-
-@pytest.fixture
-def amazon(fresh: pytest.MonkeyPatch) -> Iterator[str]:
-    """An S3 emulator with the bucket `clips`."""
-    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        fresh.setenv(name, value)
-    import fsspec
-
-    fsspec.filesystem("s3").makedirs("clips", exist_ok=True)
-    yield "s3://clips"
-    server.stop()
-
-
-@pytest.fixture(params=["google", "amazon"])
-def bucket(request: pytest.FixtureRequest) -> str:
-    return str(request.getfixturevalue(request.param))
-
-
-def upload(folder: Path, url: str) -> None:
-    import fsspec
-
-    system, path = fsspec.core.url_to_fs(url)
-    for file in sorted(folder.rglob("*")):
-        if file.is_file():
-            system.pipe_file(f"{path}/{file.relative_to(folder).as_posix()}", file.read_bytes())
 
 
 def test_a_bucket_is_read_like_a_folder(bucket: str, tmp_path: Path) -> None:
@@ -112,30 +52,16 @@ def test_an_object_that_is_not_there(bucket: str) -> None:
         find_clips(f"{bucket}/nothing")
 
 
-class _Refusing(http.server.BaseHTTPRequestHandler):
-    status = 403
-
-    def do_GET(self) -> None:
-        self.send_response(self.status)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-def test_a_bucket_that_refuses_is_named(fresh: pytest.MonkeyPatch) -> None:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Refusing)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    fresh.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_port}")
-    try:
-        with pytest.raises(sources.Unreachable, match="gs://clips/data: "):
-            list(sources.listing("gs://clips/data"))
-        with pytest.raises(sources.Unreachable, match=r"gs://clips/data/a\.wav: "):
-            sources.read("gs://clips/data/a.wav")
-    finally:
-        server.shutdown()
-        server.server_close()
+@pytest.mark.parametrize(("status", "words"), [(403, "gs://clips/data.*"), (503, "gs://clips/data.*try again")])
+def test_a_bucket_that_refuses_is_named(front: Front, status: int, words: str) -> None:
+    front.refuse = lambda asked: status
+    with pytest.raises(sources.Unreachable, match=words):
+        list(sources.listing("gs://clips/data"))
+    with pytest.raises(sources.Unreachable, match=words) as caught:
+        sources.read("gs://clips/data/a.wav")
+    assert not caught.value.gone
+    with pytest.raises(sources.Unreachable, match=words):
+        sources.write("gs://clips/data/a.wav", b"x")
 
 
 def test_an_unknown_scheme_is_a_usage_error() -> None:

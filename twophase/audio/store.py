@@ -150,8 +150,9 @@ class Store:
         except OSError as error:
             raise disk_error(self._folder, error) from error
         finally:
-            aside.unlink(missing_ok=True)
-            aside_list.unlink(missing_ok=True)
+            for left in (aside, aside_list):
+                with suppress(OSError):
+                    left.unlink()
         return name
 
     def prune(self, used: Iterable[str]) -> int:
@@ -220,7 +221,8 @@ class Store:
         except OSError as error:
             raise disk_error(path, error) from error
         finally:
-            aside.unlink(missing_ok=True)
+            with suppress(OSError):
+                aside.unlink()
 
 
 def _cache(url: str) -> Path:

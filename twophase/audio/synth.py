@@ -92,6 +92,17 @@ _VOICES = {
     "Trombone": (_Voice("sustained", 57, 40, 70, 0.03, 10.0),),
 }
 
+# Every other sound of a General MIDI soundfont, over the keys at which it was rendered twice alike and in tune.
+_PLUCKED = {*range(16), *range(24, 40), 45, 46, 47, *range(104, 109), *range(112, 120)}
+_HIGHEST = {65: 77, 67: 65}
+_PROGRAMS = {
+    f"Program_{p:03d}": (
+        _Voice("plucked" if p in _PLUCKED else "sustained", p, 36, _HIGHEST.get(p, 84), 0.03, 15.0, 0.15),
+    )
+    for p in range(120)
+    if p != 78  # the whistle's loop is shorter than a sample
+}
+
 _Effect = tuple[int, int, int]  # a General MIDI sound effect: program, lowest key, highest key
 _Recipe = Callable[[_Rng, float, int], Floats]
 _EVERYDAY: dict[str, tuple[_Effect | _Recipe, ...]] = {
@@ -108,14 +119,19 @@ _EVERYDAY: dict[str, tuple[_Effect | _Recipe, ...]] = {
 EXTRA_LABELS: tuple[str, ...] = ("Bassoon", "French_horn", "Trombone")
 """Instruments that are rendered when they are asked for by name."""
 
+PROGRAM_LABELS: tuple[str, ...] = tuple(_PROGRAMS)
+"""The 119 melodic programs of General MIDI as labels of their own, to learn from how sounds differ."""
+
 LABELS: tuple[str, ...] = tuple(label for label in _VOICES if label not in EXTRA_LABELS)
 """The wanted labels: the instruments of FSDKaggle2018 that General MIDI has, which is all of them but Gong."""
 
 OTHER_LABELS: tuple[str, ...] = tuple(_EVERYDAY)
 """The labels of sounds that are no instrument."""
 
-ALL_LABELS: tuple[str, ...] = LABELS + EXTRA_LABELS + OTHER_LABELS
+ALL_LABELS: tuple[str, ...] = LABELS + EXTRA_LABELS + OTHER_LABELS + PROGRAM_LABELS
 """Every label that can be rendered."""
+
+_SOUNDING = _VOICES | _PROGRAMS
 
 _BUCKETS = 24  # groups of one everyday recipe, and tunings of one drum
 
@@ -169,7 +185,7 @@ def write_clips(
                     rows.append((name, label, 1, group))
             if progress:
                 progress(len(rows) - before)
-        wanted = [label for label in labels if label in _VOICES]
+        wanted = [label for label in labels if label in _SOUNDING]
         (aside / "wanted.txt").write_text("".join(f"{label}\n" for label in wanted), "utf-8")
         with (aside / "labels.csv").open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file, lineterminator="\n")
@@ -183,7 +199,7 @@ def _clip(label: str, seed: int, index: int) -> tuple[Floats, str]:
     """A clip and its group; a silent one has no samples."""
     _check(label, seed, index)
     rng = np.random.default_rng((zlib.crc32(label.encode()), seed, index))
-    dry, source = _play(_VOICES[label], rng) if label in _VOICES else _happen(_EVERYDAY[label], rng)
+    dry, source = _play(_SOUNDING[label], rng) if label in _SOUNDING else _happen(_EVERYDAY[label], rng)
     if np.max(np.abs(dry), initial=0.0) < SILENT:
         return np.empty(0, np.float32), ""
     onset = int(rng.uniform(0.0, 0.2) * SAMPLE_RATE)
