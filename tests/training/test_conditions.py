@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twophase.audio.dataset import Clip
-from twophase.training.conditions import CONDITIONS, SNRS_DB, Field, channel, mix
+from twophase.training.conditions import CONDITIONS, SNRS_DB, SWEEP, Field, channel, mix, quieter
 
 
 def tone(hz: float, n: int = 16_000) -> np.ndarray:
@@ -53,7 +53,12 @@ def test_backgrounds_come_from_the_clip_s_own_split(tmp_path: Path) -> None:
     np.testing.assert_array_equal(alone, channel(tone(440)))
 
 
-@pytest.mark.parametrize("condition", CONDITIONS)
+def test_quieter_is_quieter_and_at_last_nothing() -> None:
+    assert np.abs(quieter(tone(440), 20.0)).max() == pytest.approx(0.03, rel=0.01)
+    assert not quieter(tone(440), 120.0).any()
+
+
+@pytest.mark.parametrize("condition", [*CONDITIONS, *SWEEP])
 def test_a_clip_is_heard_the_same_way_every_time(tmp_path: Path, condition: str) -> None:
     clips = [clip(tmp_path / f"{i}.wav", label, "test", tone(300 + 100 * i)) for i, label in enumerate(["A", "B", "B"])]
     first, again = (Field(condition, order, ["A"])(clips[0], tone(300)) for order in (clips, clips[::-1]))

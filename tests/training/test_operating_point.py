@@ -12,7 +12,7 @@ from twophase.training.answers import Answers, read, write
 from twophase.training.compare import compare
 from twophase.training.evaluate import evaluate, right
 from twophase.training.intervals import wilson
-from twophase.training.operating_point import DEFAULT_RULE, Rule, choose, parse_rule
+from twophase.training.operating_point import DEFAULT_RULE, Rule, choose, parse_rule, sweep
 
 NAMES = ("Cello", "Flute", NONE)
 
@@ -87,6 +87,15 @@ def test_a_share_lies_in_its_interval_which_is_never_without_width(rows) -> None
     for name, (low, high) in point.intervals.items():
         assert 0 <= low < high <= 1
         assert low - 1e-9 <= getattr(point, name) <= high + 1e-9
+
+
+def test_the_sweep_holds_the_operating_point_and_rejecting_all_leaves_what_is_unwanted() -> None:
+    given_answers = answers([3.0, -1.0, 2.0, -3.0], ["Cello", "Flute", "Rain", "Rain"])
+    rows = sweep(given_answers, 0.0)
+    here = next(r for r in rows if (r["threshold"], r["rejection"]) == (0.0, 0.0))
+    assert here == {"threshold": 0.0, "rejection": 0.0, "recall": 0.5, "right": 0.75, "wrong": 0.0, "called": 0.5}
+    rejected = [r for r in rows if r["rejection"] == 0.9]
+    assert all(r["right"] == 0.5 for r in rejected)
 
 
 @pytest.mark.parametrize(

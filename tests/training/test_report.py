@@ -25,9 +25,9 @@ from twophase.release import manifest
 from twophase.release.manifest import EXTRA, NONE, Manifest
 from twophase.training import answers
 from twophase.training.answers import Answers
-from twophase.training.evaluate import evaluate
+from twophase.training.evaluate import evaluate, robustness
 from twophase.training.judge import Judgement
-from twophase.training.operating_point import choose
+from twophase.training.operating_point import choose, sweep
 from twophase.training.report import excerpt, percent, write
 
 HOSTILE = "<script>alert('x')</script>"
@@ -67,7 +67,12 @@ class Inputs:
         answers.write(folder / "test.jsonl", test)
         point = choose(validation)
         lineage = {"images": self.images.digest, "clips": {"train": 1}}
-        value = {"point": dataclasses.asdict(point), "metrics": evaluate(test, point.threshold), "lineage": lineage}
+        metrics = {
+            **evaluate(test, point.threshold),
+            "robustness": robustness({"clean": test, "snr 0": test}, point.threshold),
+            "sweep": sweep(validation, point.threshold),
+        }
+        value = {"point": dataclasses.asdict(point), "metrics": metrics, "lineage": lineage}
         (folder / "judgement.json").write_text(json.dumps(value))
         return Judgement.read(folder)
 

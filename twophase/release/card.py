@@ -1,57 +1,159 @@
-"""The model card: what a release is, how good it is and where it came from, as Markdown for people.
+"""The model card of a release: what it is for, what it was measured to do, and what that does not show.
 
-Made from `release.json` alone, so that it says nothing that the release does not carry.
+    RELEASE/assets.extra/model-card.md    Markdown; the questions are those of Mitchell et al., FAT* 2019
+                                          (arXiv:1810.03993)
+
+Written with the release, from the release's own figures; covered by its digests.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from twophase.files import replacing
-from twophase.release.manifest import Manifest, read
+from twophase.release.manifest import EXTRA, OperatingPoint
+
+CARD = f"{EXTRA}/model-card.md"
+
+_FIGURES = (
+    ("gate", "recall", "Gate: wanted clips let through"),
+    ("gate", "stopped", "Gate: unwanted clips stopped"),
+    ("classifier", "accuracy", "Classifier: wanted clips named right"),
+    ("classifier", "top3", "Classifier: right label among its first three"),
+    ("pair", "accuracy", "Both as one: clips that end as they should"),
+)
 
 
-def write_card(release: Path, path: Path) -> None:
-    """Write the card of a release folder to `path`."""
-    with replacing(path, "w") as file:
-        file.write(card(read(release)))
+def write(
+    release: Path,
+    name: str,
+    labels: Sequence[str],
+    point: OperatingPoint,
+    metrics: Mapping[str, Any],
+    lineage: Mapping[str, Any],
+) -> None:
+    """Write the card of release `name` into its folder; `metrics` may be empty where nothing was measured."""
+    parts = (
+        f"# {name}",
+        _about(labels),
+        _measured(metrics),
+        _point(point),
+        _field(metrics.get("robustness", ())),
+        _labels(metrics.get("classifier", {}).get("per_label", {})),
+        _LIMITS,
+        _origin(lineage),
+    )
+    (release / CARD).write_text("\n\n".join(part for part in parts if part) + "\n", "utf-8")
 
 
-def card(manifest: Manifest) -> str:
-    """The card as Markdown."""
-    point = manifest.operating_point
-    gate, classifier, pair = (manifest.metrics.get(part, {}) for part in ("gate", "classifier", "pair"))
-    figures = {
-        "wanted clips that the gate lets through": gate.get("recall"),
-        "unwanted clips that it stops": gate.get("stopped"),
-        "clips that it asks about": gate.get("escalation_rate"),
-        "wanted clips that the classifier names rightly": classifier.get("accuracy"),
-        "... among its first three": classifier.get("top3"),
-        "all clips that the pair gets right": pair.get("accuracy"),
-    }
-    clips = manifest.lineage.get("clips", {})
-    sides = ", ".join(f"{count} {side}" for side, count in clips.items())
-    rows = "\n".join(f"| {what} | {value:.1%} |" for what, value in figures.items() if value is not None)
-    digests = {**{k: v for k, v in manifest.lineage.items() if isinstance(v, str)}, **manifest.computes}
-    lines = "\n".join(f"- {what}: `{value}`" for what, value in sorted(digests.items()))
-    return f"""# {manifest.id}
+def _about(labels: Sequence[str]) -> str:
+    return f"""Two networks that work as one: a gate that decides on the device whether a sound is worth asking about,
+and a classifier that names what the gate lets through. Both look at log-mel images of one-second windows.
 
-A gate for devices and a classifier for the cloud, made {manifest.created} by twophase {manifest.twophase}.
+**Names:** {", ".join(map(_plain, labels))}; or none of these.
 
-**Use.** The gate answers whether a sound is worth asking about; the classifier names what passed it:
-{", ".join(manifest.labels)}, or none of these.
+**Meant for** sounds like those that it learned from, where a miss or a wrong name costs little. **Not meant for**
+recognising people, for speech, or for decisions about safety."""
 
-**Operating point.** A clip is sent on when the gate's mean logit is at least {point.threshold:.3f}, chosen by
-{point.chosen_by}. On validation clips that let {point.recall:.1%} of the wanted ones through and stopped
-{point.stopped:.1%} of the others.
 
-**Measured** on {manifest.metrics.get("clips", "no")} test clips that neither model learned from nor was tuned on:
+def _measured(metrics: Mapping[str, Any]) -> str:
+    if not metrics:
+        return "## What it does\n\nNot measured since its threshold was chosen."
+    rows = [
+        (what, _percent(metrics[part][key]), _between(metrics[part].get("intervals", {}).get(key)))
+        for part, key, what in _FIGURES
+    ]
+    error = metrics["classifier"].get("ece")
+    return f"""## What it does
 
-| | |
-| --- | --- |
-{rows}
+On {metrics["clips"]} test clips from groups (notes, speakers, recordings) that neither model heard; intervals are 95 %,
+by group.
 
-**Limits.** The figures hold for sounds like these clips. Other microphones, rooms and labels have to be measured again.
+{_table(("", "share", "interval"), rows)}
 
-**Where it came from.** Clips: {sides or "not recorded"}. Front end: `{manifest.fingerprint}`.
+Calibration error of the classifier, not debiased: {"-" if error is None else f"{error:.3f}"}."""
 
-{lines}
-"""
+
+def _point(point: OperatingPoint) -> str:
+    rows = [
+        (what, _percent(getattr(point, key)), _between(point.intervals.get(key)))
+        for key, what in (
+            ("recall", "wanted let through"),
+            ("stopped", "unwanted stopped"),
+            ("escalation_rate", "all let through"),
+        )
+    ]
+    return f"""## The operating point
+
+The gate lets a clip through from a mean logit of {point.threshold:.3f}, chosen by: {point.chosen_by}. On the validation
+clips:
+
+{_table(("", "share", "interval"), rows)}"""
+
+
+def _field(robustness: Sequence[Mapping[str, Any]]) -> str:
+    if not robustness:
+        return ""
+    rows = [
+        (in_words(row["condition"]), *(_percent(row[k]) for k in ("recall", "stopped", "classifier", "pair")))
+        for row in robustness
+    ]
+    columns = ("heard", "wanted let through", "unwanted stopped", "wanted named right", "end as they should")
+    return f"""## In noise and at low levels
+
+The same {robustness[0]["clips"]} test clips, made harder one way at a time.
+
+{_table(columns, rows)}"""
+
+
+def _labels(per_label: Mapping[str, Mapping[str, Any]]) -> str:
+    if not per_label:
+        return ""
+    rows = [(_plain(name), str(row["clips"]), _percent(row["recall"])) for name, row in per_label.items()]
+    return f"## By label\n\n{_table(('label', 'test clips', 'named right'), rows)}"
+
+
+_LIMITS = """## What this does not show
+
+- Figures hold for sounds, rooms and microphones like those of the test clips. A label with few test clips may be far
+  from its figure.
+- A threshold for a high recall rests on the few wanted clips that score lowest: choose it on more clips
+  (`twophase tune`) before relying on it.
+- Sounds of no label at all are only as well told apart as the unwanted training clips were like them.
+- Images are not anonymous: what was said can be heard from them again."""
+
+
+def _origin(lineage: Mapping[str, Any]) -> str:
+    rows = [
+        (_plain(name), ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else f"`{value}`")
+        for name, value in lineage.items()
+    ]
+    return f"""## Where it comes from
+
+{_table(("what", "value"), rows)}
+
+`release.json` beside this card holds every figure and every file's digest; `heard.csv` names, as digests, the clips it
+learned from."""
+
+
+def in_words(name: str) -> str:
+    """A condition of `training.conditions` as people say it."""
+    what, _, amount = name.partition(" ")
+    words = {"snr": f"{amount} dB above a background", "level": f"{amount} dB quieter"}
+    return words.get(what, "as they are")
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
+
+
+def _between(interval: Sequence[float] | None) -> str:
+    return f"{interval[0]:.1%} to {interval[1]:.1%}" if interval else "-"
+
+
+def _plain(text: str) -> str:
+    """A label as text: nothing in it is markup, or ends a table's cell."""
+    return "".join(f"\\{c}" if c in r"\`*_{}[]<>()#|!&" else " " if c.isspace() else c for c in text)

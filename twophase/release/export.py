@@ -1,8 +1,9 @@
 """A trained pair becomes a release, or does not come into being.
 
 `export` writes into a temporary directory beside the destination: the SavedModel, the two LiteRT files, golden windows,
-the list of what was learned from. Then it asks Keras, the SavedModel and LiteRT the golden questions; only if all
-agree is `release.json` written and the directory renamed. A crash leaves a `.tmp-*` directory that nothing reads.
+the list of what was learned from, the model card. Then it asks Keras, the SavedModel and LiteRT the golden questions;
+only if all agree is `release.json` written and the directory renamed. A crash leaves a `.tmp-*` directory that nothing
+reads.
 """
 
 import datetime
@@ -19,7 +20,7 @@ from twophase.audio.decode import BadClip, decode
 from twophase.audio.frontend import FRONT_END, SAMPLE_RATE, Floats
 from twophase.audio.windows import audible, cut
 from twophase.files import digest, new_directory, read_json
-from twophase.release import heard
+from twophase.release import card, heard
 from twophase.release.golden import GOLDEN, PROBABILITY_TOLERANCE
 from twophase.release.manifest import (
     EXTRA,
@@ -88,6 +89,7 @@ def export(
         _check_parity(folder, gate_network, network, name)
         parity = _check_decisions(folder, gate_network, point.threshold, clips, name)
         heard.write(folder, heard.lines_of(clips))
+        card.write(folder, name, labels, point, metrics, lineage)
         manifest = Manifest(
             id=name,
             labels=labels,

@@ -3,6 +3,7 @@
     RELEASE/
       saved_model.pb, variables/          phase 2 for TensorFlow; serving_default takes WAV bytes
       assets.extra/release.json           this manifest, written last: a folder without it is no release
+      assets.extra/model-card.md          what it is for and what it does, for people (card.py)
       assets.extra/gate.tflite            phase 1: PCM window in, one logit out
       assets.extra/classifier.tflite      phase 2: image in, logits out (one a label, and one for none of these)
       assets.extra/golden/golden.npz      synthesised windows, and what both models answered when they were exported

@@ -3,6 +3,8 @@
     clean      the clip as it is
     channel    through one 8 kHz mono channel and back, so that no source is told by its bandwidth
     mixed      wanted clips over an unwanted one of the same split at 0, 10 or 20 dB, then all through the channel
+    snr R      wanted clips over an unwanted one of the same split at R dB, all else as it is
+    level L    every clip L dB quieter, as 16-bit samples
 
 Which background, which stretch of it and which ratio a clip gets follows from the digest of its content, so the
 figures of two releases rest on the same sounds. Backgrounds come from the clips that are being evaluated, never from
@@ -24,6 +26,8 @@ from twophase.audio.windows import audible, cut
 CONDITIONS = ("clean", "channel", "mixed")
 SNRS_DB = (0, 10, 20)
 """Mean power of a clip over that of its background, both over their audible windows."""
+SWEEP = ("snr 20", "snr 10", "snr 0", "level 20", "level 40", "level 60")
+"""The single difficulties of which the report shows how much of each the pair bears."""
 
 
 class Field:
@@ -38,13 +42,14 @@ class Field:
 
     def __call__(self, clip: Clip, pcm: Floats) -> Floats:
         """What is heard of a decoded clip: float32 [n] -> float32 [n], 16 kHz."""
-        if self._condition == "clean":
-            return pcm
-        if self._condition == "mixed" and clip.label in self._wanted:
-            pcm = self._over_background(clip, pcm)
-        return channel(pcm)
+        what, _, amount = self._condition.partition(" ")
+        if what in ("mixed", "snr") and clip.label in self._wanted:
+            pcm = self._over_background(clip, pcm, int(amount) if amount else None)
+        if what == "level":
+            return quieter(pcm, float(amount))
+        return channel(pcm) if what in ("channel", "mixed") else pcm
 
-    def _over_background(self, clip: Clip, pcm: Floats) -> Floats:
+    def _over_background(self, clip: Clip, pcm: Floats, snr_db: int | None) -> Floats:
         choices = self._backgrounds.get(clip.split, ())
         if not choices:
             return pcm
@@ -54,9 +59,9 @@ class Field:
             background = decode(sources.read(chosen.path), chosen.name)
         except (BadClip, sources.Unreachable):  # named as bad in its own turn
             return pcm
-        start, snr_db = rng.integers(len(background)), SNRS_DB[rng.integers(len(SNRS_DB))]
+        start, drawn = rng.integers(len(background)), SNRS_DB[rng.integers(len(SNRS_DB))]
         background = np.resize(np.roll(background, -start), len(pcm))
-        return mix(pcm, background, snr_db)
+        return mix(pcm, background, drawn if snr_db is None else snr_db)
 
 
 def channel(pcm: Floats) -> Floats:
@@ -65,6 +70,11 @@ def channel(pcm: Floats) -> Floats:
     out = np.zeros(len(pcm), np.float32)
     out[: len(narrow)] = narrow[: len(pcm)]
     return out
+
+
+def quieter(pcm: Floats, by_db: float) -> Floats:
+    """A clip so much quieter, rounded as a 16-bit microphone would: float32 [n] -> float32 [n]."""
+    return np.asarray(np.rint(pcm * (32767.0 * 10.0 ** (-by_db / 20.0))) / 32767.0, np.float32)
 
 
 def mix(pcm: Floats, background: Floats, snr_db: float) -> Floats:

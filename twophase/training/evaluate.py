@@ -24,12 +24,11 @@ HEADLINE = (
 )
 
 
-def right(answers: Answers, threshold: float) -> Mask:
-    """Which clips the pair gets right in the end, [n]."""
+def right(answers: Answers, threshold: float, rejection: float = 0.0) -> Mask:
+    """Which clips the pair gets right in the end, [n]; an answer less sure than `rejection` means none of these."""
     none = len(answers.names) - 1
-    passed = answers.gate >= threshold
-    named = np.where(passed, answers.probabilities.argmax(axis=1), none)
-    return np.asarray(named == answers.truth)
+    heeded = (answers.gate >= threshold) & (answers.probabilities.max(axis=1) >= rejection)
+    return np.asarray(np.where(heeded, answers.probabilities.argmax(axis=1), none) == answers.truth)
 
 
 def evaluate(answers: Answers, threshold: float) -> dict[str, Any]:
@@ -87,6 +86,22 @@ def evaluate_conditions(answers: Mapping[str, Answers], threshold: float) -> dic
         if (found := [(f[part][name], condition) for condition, f in figures.items() if f[part][name] is not None])
     }
     return {**figures["clean"], "conditions": figures, "headline": headline}
+
+
+def robustness(answers: Mapping[str, Answers], threshold: float) -> list[dict[str, Any]]:
+    """A few shares under each condition of the same clips: `condition`, `clips`, and what became of them."""
+    rows = []
+    for condition, given in answers.items():
+        wanted, passed = given.wanted, given.gate >= threshold
+        named = given.probabilities.argmax(axis=1) == given.truth
+        shares = {
+            "recall": _mean(passed[wanted]),
+            "stopped": _mean(~passed[~wanted]),
+            "classifier": _mean(named[wanted]),
+            "pair": _mean(right(given, threshold)),
+        }
+        rows.append({"condition": condition, "clips": len(given.clips), **shares})
+    return rows
 
 
 def stopped_at_recall(answers: Answers, recall: float) -> float | None:

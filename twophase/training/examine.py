@@ -14,7 +14,7 @@ from twophase.audio.dataset import Clip, find_clips
 from twophase.display import table
 from twophase.errors import TwoPhaseError
 from twophase.files import new_directory
-from twophase.release import heard, manifest
+from twophase.release import card, heard, manifest
 from twophase.release.heard import unheard
 from twophase.release.manifest import EXTRA, NONE, Manifest
 from twophase.training import compare as comparison
@@ -59,7 +59,9 @@ def tune(release: Path, data: Path, rule: str, progress: Progress) -> dict[str, 
         with new_directory(target) as folder:
             shutil.copytree(release, folder, dirs_exist_ok=True)
             heard.write(folder, heard.read(release) | heard.lines_of(validation))
-            lineage, digests = {**found.lineage, "tuned_from": found.id}, manifest.files_of(folder)
+            lineage = {**found.lineage, "tuned_from": found.id}
+            card.write(folder, name, found.labels, point, {}, lineage)
+            digests = manifest.files_of(folder)
             tuned = replace(found, id=name, operating_point=point, lineage=lineage, metrics={}, digests=digests)
             manifest.write(folder, tuned)
     return {"release": str(target), "release_id": name, "operating_point": point.__dict__}

@@ -16,8 +16,12 @@ from twophase.files import code_digest, digest, digest_of, read_json, write_json
 from twophase.release.manifest import NONE, OperatingPoint
 from twophase.training import answers
 from twophase.training.answers import Answers, Report
-from twophase.training.evaluate import evaluate
-from twophase.training.operating_point import Rule, choose
+from twophase.training.conditions import SWEEP
+from twophase.training.evaluate import evaluate, robustness
+from twophase.training.operating_point import Rule, choose, sweep
+
+SWEPT_CLIPS = 100
+"""Of how many test clips is asked how much noise and how low a level the pair bears: seconds, not minutes."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,8 @@ class Judgement:
     folder: Path
     point: OperatingPoint
     metrics: dict[str, Any]
-    """`twophase.training.evaluate.evaluate` on the test clips."""
+    """`twophase.training.evaluate.evaluate` on the test clips, `robustness` on some of them, and
+    `operating_point.sweep` on the validation clips."""
     lineage: dict[str, Any]
 
     @classmethod
@@ -82,7 +87,8 @@ def judge(images: ImageSet, gate: Path, classifier: Path, rule: Rule, workdir: P
         )
     report: Report = lambda n: progress(n, len(clips))  # noqa: E731 - one expression, named for its type
     names = (*images.wanted, NONE)
-    given = answers.ask(gate / "gate.tflite", classifier / "classifier.tflite", names, clips, report)
+    files = gate / "gate.tflite", classifier / "classifier.tflite"
+    given = answers.ask(*files, names, clips, report)
     test, validation = given.of("test"), given.of("validation")
     point = choose(validation, rule)
     answers.write(folder / "validation.jsonl", validation)
@@ -92,7 +98,13 @@ def judge(images: ImageSet, gate: Path, classifier: Path, rule: Rule, workdir: P
         "clips": {split: sum(c.split == split for c in images.clips) for split in ("train", "validation", "test")},
         **models,
     }
-    metrics = evaluate(test, point.threshold)
+    some = sorted(test.clips, key=lambda c: c.sha256)[:SWEPT_CLIPS]
+    swept = {c: answers.ask(*files, names, some, condition=c) for c in ("clean", *SWEEP)}
+    metrics = {
+        **evaluate(test, point.threshold),
+        "robustness": robustness(swept, point.threshold),
+        "sweep": sweep(validation, point.threshold),
+    }
     write_json(folder / "judgement.json", {"point": asdict(point), "metrics": metrics, "lineage": lineage})
     return Judgement(folder, point, metrics, lineage)
 

@@ -11,8 +11,11 @@ import numpy as np
 from twophase.errors import TwoPhaseError, UsageError
 from twophase.release.manifest import OperatingPoint
 from twophase.training.answers import Answers
-from twophase.training.evaluate import threshold_for_recall
+from twophase.training.evaluate import right, threshold_for_recall
 from twophase.training.intervals import groups_of, interval
+
+SWEPT_RECALLS = (0.9, 0.95, 0.98, 1.0)
+REJECTIONS = (0.0, 0.3, 0.5, 0.7, 0.9)
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,33 @@ def choose(validation: Answers, rule: Rule = DEFAULT_RULE) -> OperatingPoint:
         **{name: float(of[among].mean()) for name, (of, among) in shares.items()},
         intervals={name: found for name, which in shares.items() if (found := interval(*which, groups))},
     )
+
+
+def sweep(validation: Answers, threshold: float) -> list[dict[str, float]]:
+    """What other thresholds would do together with rejecting unsure answers: a row for each pair of the two.
+
+    `threshold` and those that keep each of `SWEPT_RECALLS`, by `REJECTIONS`: an answer less sure than `rejection` is
+    taken for none of these. `recall` is of the wanted clips; those that end `right`, get a `wrong` label, or for which
+    the classifier is `called`, are shares of all.
+    """
+    wanted, none = validation.gate[validation.wanted], len(validation.names) - 1
+    kept = (
+        {_below(threshold_for_recall(wanted, recall), validation) for recall in SWEPT_RECALLS} if len(wanted) else set()
+    )
+    named, sure = validation.probabilities.argmax(axis=1), validation.probabilities.max(axis=1)
+    rows = []
+    for at in sorted({threshold, *kept}):
+        passed = validation.gate >= at
+        for rejection in REJECTIONS:
+            answered = passed & (sure >= rejection) & (named != none)
+            shares = {
+                "recall": passed[validation.wanted],
+                "right": right(validation, at, rejection),
+                "wrong": answered & (named != validation.truth),
+                "called": passed,
+            }
+            rows.append({"threshold": at, "rejection": rejection, **{k: float(v.mean()) for k, v in shares.items()}})
+    return rows
 
 
 def _cheapest(validation: Answers, rule: Rule) -> float:

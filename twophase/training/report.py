@@ -13,6 +13,7 @@ import base64
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from twophase.audio.frontend import SAMPLE_RATE, Floats
 from twophase.audio.images import ImageSet
 from twophase.files import JSON, digest, read_json, replacing
 from twophase.release import manifest
+from twophase.release.card import CARD, in_words
 from twophase.release.manifest import EXTRA, OperatingPoint
 from twophase.training.answers import Answers
 from twophase.training.evaluate import calibration_error, right
@@ -59,7 +61,7 @@ def write(path: Path, images: ImageSet, gate: Path, classifier: Path, judged: Ju
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, size=size, count=lambda n: f"{n:,}")
+    environment.filters.update(percent=percent, size=size, condition=in_words, count=lambda n: f"{n:,}")
     page = environment.get_template("report.html.jinja").render(_facts(images, gate, classifier, judged, release))
     with replacing(path) as file:
         file.write(page.encode(errors="replace"))  # a file name may hold bytes that are no text
@@ -150,6 +152,9 @@ def _facts(images: ImageSet, gate: Path, classifier: Path, judged: Judgement, re
         "bad": bad[:LISTED],
         "bad_count": len(bad),
         "lineage": judged.lineage,
+        "sweep": [list(rows) for _, rows in groupby(judged.metrics.get("sweep", ()), key=lambda row: row["threshold"])],
+        "robustness": judged.metrics.get("robustness", ()),
+        "card": CARD,
         "images": images,
     }
 
