@@ -13,6 +13,9 @@ from twophase.audio.frontend import FRONT_END, Floats, Image
 from twophase.audio.windows import audible, cut
 from twophase.release.manifest import EXTRA, Manifest, read, require_front_end
 
+LEAST_WEIGHT = 1e-3
+"""What a window weighs that is none of these beyond doubt: a clip may hold no others."""
+
 
 class Gate:
     """Phase 1: PCM windows in, logits out."""
@@ -68,10 +71,18 @@ class Pair:
 
 
 def pool(logits: Floats) -> Floats:
-    """Window logits to one clip answer: the softmax of their mean, float32 [n, k] -> [k]."""
-    mean = logits.mean(axis=0)
-    e = np.exp(mean - mean.max())
-    return np.asarray(e / e.sum(), np.float32)
+    """Window logits to one clip answer: the softmax of their weighted mean, float32 [n, k] -> [k].
+
+    A window weighs what it leaves for the labels, 1 - p(none of these), and `LEAST_WEIGHT`: one in which a note has
+    decayed into its background says nothing of the note. `saved_model.py` has the same as a graph.
+    """
+    weight = 1.0 - _softmax(logits)[:, -1:] + LEAST_WEIGHT
+    return _softmax((weight * logits).sum(axis=0) / weight.sum(axis=0))
+
+
+def _softmax(logits: Floats) -> Floats:
+    e = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(e / e.sum(axis=-1, keepdims=True), np.float32)
 
 
 class _Network:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from twophase.audio.frontend import FRONT_END, SAMPLE_RATE
 from twophase.audio.frontend_graph import image_graph
 from twophase.audio.windows import AUDIBLE_DB
+from twophase.release.runtime import LEAST_WEIGHT
 
 if TYPE_CHECKING:
     import keras
@@ -46,7 +47,7 @@ def save(network: "keras.Model", names: Sequence[str], folder: Path) -> None:
         windows = _cut(pcm)
         power = tf.reduce_mean(tf.square(windows), axis=1)
         heard = power >= tf.reduce_max(power) * 10.0 ** (-AUDIBLE_DB / 10.0)
-        return tf.reduce_mean(logits_of(image_graph(tf.boolean_mask(windows, heard))), axis=0)
+        return _pooled(logits_of(image_graph(tf.boolean_mask(windows, heard))))
 
     def clips(items: Any) -> Any:
         return tf.map_fn(clip, items, fn_output_signature=tf.TensorSpec([len(names)], tf.float32))
@@ -73,10 +74,18 @@ def save(network: "keras.Model", names: Sequence[str], folder: Path) -> None:
     def from_images(images: Any) -> Any:
         flat = tf.reshape(tf.cast(images, tf.float32), [-1, *FRONT_END.shape])
         logits = tf.reshape(logits_of(flat), [tf.shape(images)[0], -1, len(names)])
-        return answers(tf.reduce_mean(logits, axis=1))
+        return answers(_pooled(logits))
 
     signatures = {"serving_default": from_wav, "pcm": from_pcm, "images": from_images}
     tf.saved_model.save(module, str(folder), signatures=signatures)
+
+
+def _pooled(logits: Any) -> Any:
+    """`release.runtime.pool` before its last softmax, as a graph: float32 [..., windows, k] -> [..., k]."""
+    import tensorflow as tf
+
+    weight = 1.0 - tf.nn.softmax(logits)[..., -1:] + LEAST_WEIGHT
+    return tf.reduce_sum(weight * logits, axis=-2) / tf.reduce_sum(weight, axis=-2)
 
 
 def _cut(pcm: Any) -> Any:

@@ -20,9 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twophase.audio.dataset import SPLITS
+from twophase.audio.frontend import Floats
 from twophase.audio.images import ImageSet
 from twophase.errors import TwoPhaseError
 from twophase.files import code_digest, digest, digest_of, new_directory, write_json
+from twophase.release.runtime import pool
 from twophase.training.augment import Augment
 from twophase.training.fit import Progress, Recipe, fit, prepare
 
@@ -153,20 +155,17 @@ def fit_rows(
 def _calibrate(network: "keras.Model", images: ImageSet, targets: NDArray[np.int32]) -> float:
     """Divide the last layer by the temperature that fits the validation clips best, and return it.
 
-    A clip's logits are the mean of its windows', so the temperature of the one is that of the other. Guo et al., ICML
-    2017 (arXiv:1706.04599).
+    Guo et al., ICML 2017 (arXiv:1706.04599), of clips, not windows: what is calibrated is what is answered.
     """
     rows = images.rows(SPLITS[1])
     logits = network.predict(images.take(rows).astype(np.float32)[..., None], batch_size=256, verbose=0)
-    clips, first, clip = np.unique(images.clip_of_row[rows], return_index=True, return_inverse=True)
-    mean = np.zeros((len(clips), logits.shape[1]))
-    np.add.at(mean, clip, logits)
-    mean /= np.bincount(clip)[:, None]
+    first = np.unique(images.clip_of_row[rows], return_index=True)[1]
+    clips: list[Floats] = np.split(logits, first[1:])
     right = targets[rows][first]
 
     def loss(temperature: float) -> float:
-        z = mean / temperature
-        return float((np.logaddexp.reduce(z, axis=1) - z[np.arange(len(z)), right]).mean())
+        given = [pool(w / np.float32(temperature))[truth] for w, truth in zip(clips, right, strict=True)]
+        return float(-np.log(np.maximum(given, 1e-12)).mean())
 
     temperature = float(min(np.geomspace(0.2, 5.0, 129), key=loss))
     layer = network.get_layer("logits")
@@ -190,6 +189,7 @@ def _key(what: str, images: ImageSet, recipe: Recipe) -> str:
         *(f"twophase.training.{name}" for name in ("augment", "fit", "image_generator", "networks", "train")),
         "twophase.audio.frontend_graph",
         "twophase.release.convert",
+        "twophase.release.runtime",
     )
     starts = [digest(path) for path in (networks.START, Path(what.split(" ")[-1])) if path.is_file()]
     return f"{what.split(' ')[0]}-{digest_of([what, images.digest, asdict(recipe), code, starts])[:16]}"
