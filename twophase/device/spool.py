@@ -195,6 +195,11 @@ class Spool:
         with self._mutex:
             return self._indexed(lambda index: index.in_order(SENT, self._in_flight, limit, after))
 
+    def expects_answers(self) -> bool:
+        """Whether the gateway has clips that it has not answered."""
+        with self._mutex:
+            return bool(self._stories or self._indexed(lambda index: index.count().get(SENT)))
+
     @contextmanager
     def sending(self, sequence: int) -> Iterator[Taken | None]:
         """A clip, whole and verified, that is not dropped within the block; None when it is gone or was set aside."""
@@ -244,8 +249,7 @@ class Spool:
         """Let a clip go: it is answered, or its owner deleted it in the cloud."""
         with self._mutex:
             self._remove(sequence)
-            self._stories.discard(sequence)
-            self._json("stories", sequence).unlink(missing_ok=True)
+            self._forget_story(sequence)
 
     # What is known
 
@@ -311,6 +315,7 @@ class Spool:
         self.counts[kind] += 1
         path = self._path(sequence)
         with self._mutex:
+            self._forget_story(sequence)
             try:
                 size = path.stat().st_size
                 path.rename(self.root / kind / path.name)
@@ -333,6 +338,11 @@ class Spool:
                 self._bytes -= _cost(row.bytes)
         except SpoolError as error:  # a row without a file: found when it is to be sent, or at the next start
             log.warning("clip %d: its row stays in the index: %s", sequence, error)
+
+    def _forget_story(self, sequence: int) -> None:
+        if sequence in self._stories:
+            self._stories.discard(sequence)
+            self._json("stories", sequence).unlink(missing_ok=True)
 
     def _keep_newest(self, kind: str, numbers: set[int]) -> None:
         while len(numbers) > self.limits.keep_answers:

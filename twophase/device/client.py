@@ -1,0 +1,160 @@
+"""The gateway's protocol as a device speaks it (docs/gateway.md): signed requests, and what their failures mean.
+
+Every failure is one of three: `Away` (try again, and when), `NotThisKey` (try again rarely: the key is revoked or
+unknown) or `Refused` (never try that again). Nothing is kept here; any thread may ask.
+"""
+
+import hashlib
+import json
+import secrets
+from base64 import urlsafe_b64encode
+from collections.abc import Callable, Mapping
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import jwt
+import urllib3
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from twophase.device.identity import Identity
+from twophase.errors import TwoPhaseError, UsageError
+from twophase.files import JSON
+
+CONNECT_S, SILENT_S = 10.0, 60.0
+"""How long a connection may take to open, and to stand still."""
+
+_TRY_AGAIN = frozenset({408, 429})
+
+
+class Away(TwoPhaseError):
+    """The gateway cannot be asked now. `retry_after_s` is the least wait that it asked for."""
+
+    def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class NotThisKey(TwoPhaseError):
+    """The gateway does not accept this device's key: it is unknown, revoked or replaced."""
+
+
+class Refused(TwoPhaseError):
+    """The gateway refuses this request for good. `offset` is set where it says how much of an upload it has."""
+
+    def __init__(self, message: str, code: int, offset: int | None = None) -> None:
+        super().__init__(message)
+        self.code, self.offset = code, offset
+
+
+class Client:
+    """A connection to one gateway, as one device."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        certificates: Path | None = None,
+        told_the_time: Callable[[float], object] = lambda seconds: None,
+    ) -> None:
+        """`certificates`: authorities that the gateway's may come from, in place of the system's.
+
+        `told_the_time` is called with the gateway's time of each answer, in seconds since 1970.
+        """
+        parts = urlsplit(identity.gateway)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UsageError(f"{identity.gateway}: is no address of a gateway; https://HOST[:PORT] is accepted")
+        if parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
+            raise UsageError(f"{identity.gateway}: only https:// is accepted for a gateway on another machine")
+        self.identity, self._told_the_time, self._nonce = identity, told_the_time, ""
+        self._base = identity.gateway.rstrip("/")
+        self._key = Ed25519PrivateKey.from_private_bytes(identity.secret)
+        timeout = urllib3.Timeout(connect=CONNECT_S, read=SILENT_S)
+        authorities = str(certificates) if certificates else None
+        self._pool = urllib3.PoolManager(maxsize=2, retries=False, timeout=timeout, ca_certs=authorities)
+
+    def enrol(self, code: str) -> JSON:
+        """Use a one-time code: {"device", "next_sequence", "root"}."""
+        return self._ask("POST", "/v1/enrol", {"code": code})
+
+    def announce(self, clips: list[JSON]) -> list[JSON]:
+        """Tell about clips; how far each is, in that order, as many as the gateway takes now."""
+        return list(self._ask("POST", "/v1/clips", {"clips": clips})["clips"])
+
+    def upload(self, sequence: int, data: bytes, offset: int) -> JSON:
+        """Send a clip's bytes from `offset` on; its state after that."""
+        headers = {"Upload-Offset": str(offset), "Content-Type": "application/offset+octet-stream"}
+        return self._send("PATCH", f"/v1/clips/{sequence}", data[offset:], headers, sign_body=False)
+
+    def answers(self, wait_s: int) -> list[JSON]:
+        """Answers that were not acknowledged; waits up to `wait_s` for the first."""
+        return list(self._ask("GET", f"/v1/answers?wait={wait_s}&limit=100")["answers"])
+
+    def acknowledge(self, sequences: list[int]) -> None:
+        """These answers are kept here and need not be kept there."""
+        self._ask("POST", "/v1/answers", {"acknowledge": sequences})
+
+    def report(self, status: JSON) -> JSON:
+        """Tell how this device does; what the gateway wants it to know."""
+        return self._ask("PUT", "/v1/status", status)
+
+    def replace_key(self, new: Identity) -> None:
+        """Let the key of `new` take this one's place. Asked by the new key, it says that it has."""
+        proof = Client(new).proof("PUT", "/v1/key", None, named=False)
+        self._ask("PUT", "/v1/key", {"proof": proof})
+
+    def proof(self, method: str, target: str, body: bytes | None, named: bool = True) -> str:
+        """A proof of possession (RFC 9449's form) for one request; `named` by this device's name, or by its key."""
+        public = _text(self._key.public_key().public_bytes_raw())
+        who = {"kid": self.identity.device} if named else {"jwk": {"kty": "OKP", "crv": "Ed25519", "x": public}}
+        claims = {"htm": method, "htu": target, "nonce": self._nonce, "jti": _text(secrets.token_bytes(16))}
+        if body is not None:
+            claims["body"] = _text(hashlib.sha256(body).digest())
+        return jwt.encode(claims, self._key, "EdDSA", headers={"typ": "dpop+jwt", **who})
+
+    def _ask(self, method: str, target: str, value: JSON = None) -> JSON:
+        body = b"" if value is None else json.dumps(value).encode()
+        return self._send(method, target, body, {"Content-Type": "application/json"}, sign_body=True)
+
+    def _send(self, method: str, target: str, body: bytes, headers: Mapping[str, str], sign_body: bool) -> JSON:
+        for last in (False, True):
+            proof = self.proof(method, target, body if sign_body else None, named=bool(self.identity.device))
+            try:
+                url = self._base + target
+                answer = self._pool.request(method, url, body=body, headers={**headers, "DPoP": proof}, redirect=False)
+            except urllib3.exceptions.HTTPError as error:
+                raise Away(f"{self._base}: {error}") from None
+            self._nonce = answer.headers.get("DPoP-Nonce", self._nonce)
+            self._told_the_time(_time(answer.headers.get("Date")))
+            if last or answer.status != 401 or "use_dpop_nonce" not in answer.headers.get("WWW-Authenticate", ""):
+                break
+        try:
+            value = json.loads(answer.data)
+        except ValueError:
+            value = None
+        if answer.status == 200 and isinstance(value, dict):
+            return value
+        raise self._failure(answer, value)
+
+    def _failure(self, answer: urllib3.BaseHTTPResponse, value: JSON) -> TwoPhaseError:
+        said = value.get("error", {}) if isinstance(value, dict) else {}
+        message = str(said.get("message", "")) if isinstance(said, dict) else ""
+        message = f"{self._base}: {answer.status} {message or answer.reason or ''}".strip()
+        if answer.status == 401:
+            return NotThisKey(message)
+        if not 400 <= answer.status < 500 or answer.status in _TRY_AGAIN:  # 3xx, and 200 with another body: a portal
+            wait = answer.headers.get("Retry-After", "")
+            return Away(message, float(wait) if wait.isdecimal() else 0.0)
+        offset = answer.headers.get("Upload-Offset", "")
+        return Refused(message, answer.status, int(offset) if offset.isdecimal() else None)
+
+
+def _text(data: bytes) -> str:
+    return urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def _time(date: str | None) -> float:
+    """Seconds since 1970 of a `Date` header; 0 for none."""
+    try:
+        return parsedate_to_datetime(date or "").timestamp()
+    except ValueError:
+        return 0.0
