@@ -130,6 +130,16 @@ def test_background_in_images_is_background_in_sound():
     assert np.percentile(np.abs(apart_db), 90) < 2.0  # the rest is tone and noise of one strength, in and out of phase
 
 
+def test_a_background_ends_with_the_sound_that_it_is_behind() -> None:
+    batch, background = levels(4), np.full((4, 61, 64), 255, np.uint8)
+    batch[:, 20:] = 0
+    batch[0] = 0  # nothing at all
+    out, _ = Augment(background_probability=1.0, background_snr_db=(0, 0))(batch, None, rng(), background)
+    assert np.isfinite(out).all()
+    assert not out[1:, 20:].any()
+    assert (out[1:, :20] > 0).all()
+
+
 def test_background_goes_to_its_share_of_the_images():
     batch = levels(400, high=100)
     out, _ = Augment(background_probability=0.3, background_snr_db=(0, 0))(batch, None, rng(), levels(400, seed=2))

@@ -116,7 +116,8 @@ class Augment:
         """Add the power of a background to some of the images, in place.
 
         Both are relative to their own maxima, so the ratio is set between their mean powers. What lies below the 50 dB
-        counts as lying at them: at most 1e-5 of the maximum too much.
+        counts as lying at them: at most 1e-5 of the maximum too much. A background ends where the image's last sound
+        does: a clip shorter than a window is padded after it was recorded, with whatever was behind it.
         """
         if background is None or background.shape != out.shape:
             given = "nothing" if background is None else list(background.shape)
@@ -125,7 +126,10 @@ class Augment:
         snr_db = rng.uniform(*self.background_snr_db, size=len(out)).astype(np.float32)[chosen]
         signal = _power(out[chosen])
         noise = _power(background[chosen].astype(np.float32))
-        ratio = signal.mean(axis=(1, 2)) / noise.mean(axis=(1, 2)) * np.float32(10.0) ** (snr_db / np.float32(-10.0))
+        sounding = (out[chosen] > 0).any(axis=2)
+        noise *= np.logical_or.accumulate(sounding[:, ::-1], axis=1)[:, ::-1, None]
+        behind = np.maximum(noise.mean(axis=(1, 2)), np.float32(1e-3))  # an image that was shifted out has none
+        ratio = signal.mean(axis=(1, 2)) / behind * np.float32(10.0) ** (snr_db / np.float32(-10.0))
         noise *= ratio[:, None, None]
         signal += noise
         np.log(signal, out=signal)
