@@ -27,8 +27,9 @@ def collect_images(
         read = dataset.read(Path(clips.path))
         manifests = [Path(part.path) / part.metadata["shard"] for part in made]
         results = [manifest.with_suffix(".made.json") for manifest in manifests]
-        found = collect(results, manifests, read.wanted, Path(workdir) / "set", on_bad_clip, read.skipped)
-        hand_on(Path(workdir) / "set", images, images=len(found), clips=len(found.clips), left_out=len(found.bad))
+        place, planned = Path(workdir) / "set", len(read.clips)
+        found = collect(results, manifests, read.wanted, place, on_bad_clip, read.skipped, planned)
+        hand_on(place, images, images=len(found), clips=len(found.clips), left_out=len(found.bad))
         images.metadata["digest"] = found.digest
         say.result(
             f"{len(found)} images of {len(found.clips)} clips, {len(found.bad)} files left out", left_out=found.bad

@@ -176,6 +176,19 @@ def test_a_set_that_is_not_whole_is_refused(folder: Path, tmp_path: Path) -> Non
         ImageSet(tmp_path / "nowhere")
 
 
+def test_a_damaged_list_of_a_shard_is_named_and_a_short_one_found_out(folder: Path, tmp_path: Path) -> None:
+    clips = read_source(folder).clips
+    (shard,) = plan(clips, tmp_path / "shards", len(clips))
+    lines = shard.read_text().splitlines(keepends=True)
+    shard.write_text("".join(lines[:-1]) + lines[-1][:50])
+    with pytest.raises(TwoPhaseError, match=r"shard-000\.jsonl: line 36 is no clip, the file is damaged"):
+        images.make_shard(tmp_path / "images", shard)
+    shard.write_text("".join(lines[:-1]))
+    made = images.make_shard(tmp_path / "images", shard)
+    with pytest.raises(TwoPhaseError, match="36 clips were planned and 35 came back"):
+        images.collect([made], [shard], ["label-0"], tmp_path / "set", "skip", planned=36)
+
+
 RUN = """
 import sys
 from pathlib import Path

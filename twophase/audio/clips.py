@@ -18,6 +18,9 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from twophase.errors import TwoPhaseError
+from twophase.files import disk_error
+
 
 @dataclass(frozen=True, slots=True)
 class Clip:
@@ -103,6 +106,15 @@ class Clips(Sequence[Clip]):
 
 
 def read_clips(path: Path) -> Iterator[Clip]:
-    """The clips of a file of JSON lines, one at a time."""
-    with path.open("rb") as file:
-        yield from map(Clip.of_line, file)
+    """The clips of a file of JSON lines, one at a time. Raises `TwoPhaseError` where a line is none."""
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    yield Clip.of_line(line)
+                except (ValueError, KeyError, TypeError):
+                    raise TwoPhaseError(
+                        f"{path}: line {number} is no clip, the file is damaged; run the step that wrote it again"
+                    ) from None
+    except OSError as error:
+        raise disk_error(path, error) from error

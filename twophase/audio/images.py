@@ -101,7 +101,7 @@ def make_all(
         shards = plan(dataset.clips, workdir / "shards", len(dataset.clips))
         place = store or workdir / "images"
         made = [make_shard(place, shard, report, workdir=workdir) for shard in shards]
-        return collect(made, shards, dataset.wanted, workdir / "set", on_bad_clip, dataset.skipped)
+        return collect(made, shards, dataset.wanted, workdir / "set", on_bad_clip, dataset.skipped, len(dataset.clips))
 
 
 def collect(
@@ -111,17 +111,20 @@ def collect(
     folder: Path,
     on_bad_clip: str,
     skipped: Sequence[tuple[str, str]] = (),
+    planned: int | None = None,
 ) -> "ImageSet":
     """Join what came of the shards into an image set at `folder`, which is `WORKDIR/set`; return it.
 
     Packs of the workdir's own store that the set does not use are deleted.
 
     `on_bad_clip` is `skip` (bad clips are named in the set) or `fail`; `skipped` are files that were left out before,
-    with the reason why, which the set names too. Raises `TwoPhaseError` for bad clips under
-    `fail`, for a clip no pack has, for a label without enough usable clips, and for clips on both sides of the split.
+    with the reason why, which the set names too; `planned` is how many clips there must be. Raises `TwoPhaseError` for
+    bad clips under `fail`, for a clip no pack has, for a label without enough usable clips, and for clips on both sides
+    of the split.
     """
     sides, labels, identity = Sides(), _Labels(wanted), hashlib.sha256()
     bad: list[tuple[str, str]] = []
+    count = 0
     used: set[str] = set()
     if not made:
         labels.check(bad)
@@ -129,6 +132,7 @@ def collect(
     with replacing(folder / "clips.jsonl", "w") as file:
         for shard, result in sorted(zip(shards, made, strict=True)):
             for clip, pack, entry in _joined(shard, result, store):
+                count += 1
                 sides.add(clip)
                 if pack is not None:
                     used.add(pack)
@@ -139,10 +143,15 @@ def collect(
                 line = {"pack": pack, "start": entry.start, "rows": entry.rows, "seconds": entry.seconds}
                 file.write(json.dumps({**clip.to_json(), **line}) + "\n")
                 identity.update(json.dumps([clip.sha256, clip.label, clip.group, clip.split, entry.rows]).encode())
+        if planned is not None and count != planned:
+            raise TwoPhaseError(
+                f"{planned} clips were planned and {count} came back: a shard's list was cut short or is missing; "
+                "run the step that plans shards again"
+            )
         if bad and on_bad_clip == "fail":
             listed = "\n".join(f"  {name}: {reason}" for name, reason in bad)
-            count = f"{len(bad)} clip{'s' * (len(bad) != 1)}"
-            raise TwoPhaseError(f"{count} cannot be used (--on-bad-clip skip leaves them out):\n{listed}")
+            some = f"{len(bad)} clip{'s' * (len(bad) != 1)}"
+            raise TwoPhaseError(f"{some} cannot be used (--on-bad-clip skip leaves them out):\n{listed}")
         labels.check(bad)
     identity.update(json.dumps(sorted(wanted)).encode())
     header = {
