@@ -10,7 +10,6 @@ import secrets
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import jwt
@@ -53,12 +52,11 @@ class Client:
     def __init__(
         self,
         identity: Identity,
-        certificates: Path | None = None,
         told_the_time: Callable[[float], object] = lambda seconds: None,
     ) -> None:
-        """`certificates`: authorities that the gateway's may come from, in place of the system's.
+        """`told_the_time` is called with the gateway's time of each answer, in seconds since 1970.
 
-        `told_the_time` is called with the gateway's time of each answer, in seconds since 1970.
+        Certificates are checked against the system's authorities, or those in the file that `SSL_CERT_FILE` names.
         """
         parts = urlsplit(identity.gateway)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -69,8 +67,7 @@ class Client:
         self._base = identity.gateway.rstrip("/")
         self._key = Ed25519PrivateKey.from_private_bytes(identity.secret)
         timeout = urllib3.Timeout(connect=CONNECT_S, read=SILENT_S)
-        authorities = str(certificates) if certificates else None
-        self._pool = urllib3.PoolManager(maxsize=2, retries=False, timeout=timeout, ca_certs=authorities)
+        self._pool = urllib3.PoolManager(maxsize=2, retries=False, timeout=timeout)
 
     def enrol(self, code: str) -> JSON:
         """Use a one-time code: {"device", "next_sequence", "root"}."""

@@ -7,20 +7,18 @@ from pathlib import Path
 from twophase.device.client import Client, NotThisKey
 from twophase.device.durable import write_new
 from twophase.device.identity import ENROLLING, Identity
+from twophase.device.updates import ROOT
 from twophase.errors import TwoPhaseError
 from twophase.files import JSON
 
-ROOT = "root.json"
-"""The first root of trust for updates, as the gateway gave it at enrolment."""
 
-
-def enrol(state: Path, gateway: str, code: str, certificates: Path | None = None) -> Identity:
+def enrol(state: Path, gateway: str, code: str) -> Identity:
     """Make a key, use a one-time code, and keep what the gateway says; a new code gives an enrolled device a new key.
 
     Raises `TwoPhaseError` when the gateway is away or refuses the code.
     """
     pending = _pending(state, gateway)
-    said: JSON = Client(pending, certificates).enrol(code)
+    said: JSON = Client(pending).enrol(code)
     identity = replace(pending, device=str(said["device"]), next_sequence=int(said["next_sequence"]))
     if said.get("root") and not (state / ROOT).exists():
         write_new(state / ROOT, str(said["root"]).encode(), state / f".{ROOT}")
@@ -29,14 +27,14 @@ def enrol(state: Path, gateway: str, code: str, certificates: Path | None = None
     return identity
 
 
-def rotate(state: Path, certificates: Path | None = None) -> Identity:
+def rotate(state: Path) -> Identity:
     """Replace this device's key by a new one that is made here."""
     old = Identity.read(state)
     pending = replace(_pending(state, old.gateway), device=old.device, next_sequence=old.next_sequence)
     try:
-        Client(old, certificates).replace_key(pending)
+        Client(old).replace_key(pending)
     except NotThisKey:  # unless the answer to an earlier try was lost: then the new key is the one
-        Client(pending, certificates).replace_key(pending)
+        Client(pending).replace_key(pending)
     pending.write(state)
     (state / ENROLLING).unlink()
     return pending
