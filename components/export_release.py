@@ -21,7 +21,7 @@ def export_release(
     from components.artifacts import hand_on
     from twophase.audio.images import ImageSet
     from twophase.progress import step
-    from twophase.release.card import write_card
+    from twophase.release.card import CARD
     from twophase.release.export import export
     from twophase.training.judge import Judgement
 
@@ -37,6 +37,6 @@ def export_release(
             Path(workdir) / "releases",
         )
         hand_on(found, release, release=found.name, framework="tensorflow", images=judged.lineage["images"])
-        write_card(found, Path(card.path))
+        hand_on(found / CARD, card)
         say.result(found.name, release=str(found), release_id=found.name)
     return found.name

@@ -40,6 +40,7 @@ class Vertex:
         from google.cloud import aiplatform
 
         self._sdk, self.project, self.region, self.api_endpoint = aiplatform, project, region, api_endpoint
+        self._parent = f"projects/{project}/locations/{region}"
 
     def request(self, submission: Submission) -> dict[str, Any]:
         """The request as it would be sent: `CreatePipelineJobRequest` in proto-JSON."""
@@ -50,19 +51,27 @@ class Vertex:
         for name, value in (("serviceAccount", submission.service_account), ("network", submission.network)):
             if value:
                 job[name] = value
-        parent = f"projects/{self.project}/locations/{self.region}"
-        return {"parent": parent, "pipelineJobId": submission.job_id, "pipelineJob": job}
+        return {"parent": self._parent, "pipelineJobId": submission.job_id, "pipelineJob": job}
 
     def submit(self, submission: Submission) -> str:
         """Ask for a run; return its resource name. Raises `AlreadyThere`, `TwoPhaseError`."""
+        from google.cloud.aiplatform_v1 import types
+        from google.protobuf import json_format
+
         with self._in_words(submission):
             job = self._job(submission)
-            job.submit(
-                service_account=submission.service_account or None,
-                network=submission.network or None,
-                experiment=submission.experiment or None,
-            )
-        return str(job.resource_name)
+            if submission.experiment:
+                job.submit(
+                    service_account=submission.service_account or None,
+                    network=submission.network or None,
+                    experiment=submission.experiment,
+                )
+                return str(job.resource_name)
+            # Without it what is sent is what `request` says: `job.submit` would first ask Google for the project's
+            # number, also where the platform is this machine's, and make buckets that nobody asked for.
+            asked = json_format.ParseDict(self.request(submission), types.CreatePipelineJobRequest.pb()())
+            made = job.api_client.create_pipeline_job(request=types.CreatePipelineJobRequest.wrap(asked))
+        return str(made.name)
 
     def check_bucket(self, bucket: str) -> None:
         """Raise `TwoPhaseError` unless the bucket of `gs://BUCKET` is there and may be looked at."""
@@ -128,7 +137,7 @@ class Vertex:
             pause_s = min(1.5 * pause_s, 15.0)
         if state != "PIPELINE_STATE_SUCCEEDED":
             word = "was cancelled" if state.endswith("CANCELLED") else "failed"
-            why = f": {job.error.message}" if job.error and job.error.message else ""
+            why = f": {job.gca_resource.error.message}" if job.gca_resource.error.message else ""
             raise RunEndedBadly(f"{name}: {word}{why}; what is finished is kept, submit it again to go on")
 
     def console(self, name: str) -> str:
@@ -151,7 +160,7 @@ class Vertex:
                 project=self.project,
                 location=self.region,
                 job_id=submission.job_id,
-                pipeline_root=submission.root or f"gs://{self.project}-twophase/runs",
+                pipeline_root=submission.root or "gs://twophase/runs",
                 parameter_values=submission.arguments,
                 labels=submission.labels,
                 encryption_spec_key_name=submission.encryption_key or None,
@@ -167,7 +176,7 @@ class Vertex:
         at = self.api_endpoint or f"{self.project}/{self.region}"
         try:
             yield
-        except said.AlreadyExists as error:
+        except said.Conflict as error:  # AlreadyExists through gRPC, its parent through REST
             raise AlreadyThere(f"{submission.job_id}: a run of this id is there already; nothing was done") from error
         except GoogleAuthError as error:
             raise TwoPhaseError(

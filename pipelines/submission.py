@@ -96,8 +96,8 @@ def data_state(data: str) -> tuple[str, int]:
     if not data:
         return "", 0
     place = data.rpartition("/")[0] if data.endswith((".csv", ".tar")) else data
-    found = sources.listing(place)
-    return digest_of([[file.name, file.stamp] for file in found]), len(found)
+    found = [[file.name, file.stamp] for file in sources.listing(place)]
+    return digest_of(found), len(found)
 
 
 def for_machine(arguments: dict[str, Any], workdir: Path, project: str, region: str, api_endpoint: str) -> Submission:

@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def end_of_pipeline(evaluated: Path, release: Path, root: Path, address: str) ->
 
     @dsl.pipeline(name="end")
     def end(workdir: str, project: str, region: str, api_endpoint: str, model: str) -> None:
-        def given(folder: Path, kind: type) -> dsl.PipelineChannel:
+        def given(folder: Path, kind: type) -> Any:
             return dsl.importer(artifact_uri=str(folder), artifact_class=kind, reimport=True).output
 
         named = {"project": project, "region": region, "api_endpoint": api_endpoint, "model": model}

@@ -1,0 +1,210 @@
+"""Asking for runs: what is sent, what is refused before anything is sent, how a run ends."""
+
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import yaml
+from google.cloud.aiplatform_v1 import types
+from google.protobuf import json_format
+
+from pipelines.clients import AlreadyThere, Kubeflow, RunEndedBadly, Vertex
+from pipelines.compile import SPECS, spec_path
+from pipelines.cost import estimate
+from pipelines.places import Machines
+from pipelines.submission import Submission, data_state, for_vertex, read_spec
+from twophase.errors import TwoPhaseError, UsageError
+
+PLACE = ("local", "us-central1")
+IMAGE = "us-central1-docker.pkg.dev/p/twophase/trainer:0.1.0"
+
+
+def test_a_run_is_watched_to_its_end(vertex: Vertex, small_spec: dict[str, Any]) -> None:
+    seen: list[tuple[str, str]] = []
+    name = vertex.submit(Submission(small_spec, "watched", {"data": "d"}))
+    vertex.wait(name, lambda task, state: seen.append((task, state)))
+    assert seen[-1] == ("try-it", "SUCCEEDED")
+    assert vertex.get("watched").state.name == "PIPELINE_STATE_SUCCEEDED"
+
+
+def test_an_id_is_asked_for_once(vertex: Vertex, small_spec: dict[str, Any]) -> None:
+    vertex.submit(Submission(small_spec, "once", {"data": "d"}))
+    with pytest.raises(AlreadyThere, match=r"once.*nothing was done"):
+        vertex.submit(Submission(small_spec, "once", {"data": "d"}))
+
+
+def test_a_run_that_fails_says_why(vertex: Vertex, small_spec: dict[str, Any]) -> None:
+    name = vertex.submit(Submission(small_spec, "fails", {"data": "d", "fail": True}))
+    with pytest.raises(RunEndedBadly, match=r"failed.*submit it again"):
+        vertex.wait(name)
+
+
+def test_a_run_that_is_cancelled_says_so(vertex: Vertex, small_spec: dict[str, Any], tmp_path: Path) -> None:
+    waits = {"data": "d", "wait_for": str(tmp_path / "never")}
+    name = vertex.submit(Submission(small_spec, "cancelled", waits))
+    job = vertex.get("cancelled")
+    while job.state.name == "PIPELINE_STATE_PENDING":
+        time.sleep(0.05)
+    job.cancel()
+    with pytest.raises(RunEndedBadly, match="was cancelled"):
+        vertex.wait(name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"data": "d", "count": "three"}, "count: 'three' does not fit"),
+        ({"data": "d", "count": True}, "count: True does not fit"),
+        ({"data": 1}, "data: 1 does not fit"),
+        ({"data": "d", "colour": "red"}, "colour: is no parameter of two-phase; it has count, data"),
+        ({}, "data: two-phase needs it"),
+    ],
+)
+def test_arguments_are_checked_against_the_spec(small_spec: dict[str, Any], arguments: dict[str, Any], words) -> None:
+    with pytest.raises(UsageError, match=words):
+        Submission(small_spec, "j", arguments)
+
+
+def test_a_spec_of_another_version_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "old.yaml"
+    text = spec_path("two_phase.local").read_text().replace("sdkVersion: kfp-", "sdkVersion: kfp-1.")
+    path.write_text(text)
+    with pytest.raises(TwoPhaseError, match=r"was compiled by kfp-1.*compile it again"):
+        read_spec(path)
+    path.write_text("no: spec")
+    with pytest.raises(TwoPhaseError, match="is no compiled pipeline"):
+        read_spec(path)
+
+
+@pytest.mark.parametrize(
+    ("bucket", "image", "data", "words"),
+    [
+        ("", IMAGE, "", "--bucket .none.: gs://BUCKET is accepted"),
+        ("my-bucket", IMAGE, "", "--bucket my-bucket: gs://BUCKET"),
+        ("gs://b", "twophase/trainer:0.1.0", "", "Vertex AI cannot pull it; push the trainer"),
+        ("gs://b", IMAGE, "/data/clips", "lies on this machine; copy it to a bucket"),
+    ],
+)
+def test_what_vertex_cannot_reach_is_said_first(bucket: str, image: str, data: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        for_vertex({"data": data}, bucket, image, None, "p", "us-central1")
+
+
+def test_steps_in_the_cloud_run_in_the_pushed_image_with_images_in_the_bucket() -> None:
+    asked = for_vertex({"data": ""}, "gs://b/", IMAGE, Machines(spot=True), "p", "us-central1")
+    assert asked.root == "gs://b/two-phase/runs"
+    assert asked.arguments["store"] == "gs://b/two-phase/images"
+    assert "twophase/trainer:0.1.0-python3.11" not in json.dumps(asked.spec).replace(IMAGE, "")
+    assert "SPOT" in json.dumps(asked.spec)
+
+
+class Captured(BaseHTTPRequestHandler):
+    """Answers a pipeline job as Vertex AI does, and keeps what was sent."""
+
+    sent: list[tuple[str, dict[str, Any]]]
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.sent.append((self.path, body))
+        job = parse_qs(urlsplit(self.path).query)["pipelineJobId"][0]
+        data = json.dumps({**body, "name": f"projects/p/locations/us-central1/pipelineJobs/{job}"}).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_dry_run_prints_what_the_official_client_sends() -> None:
+    """Every field: parsed as Google's own message type, the capture and the dry run are the same request."""
+    Captured.sent = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Captured)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        vertex = Vertex("p", "us-central1", f"http://127.0.0.1:{server.server_port}")
+        asked = for_vertex(
+            {"data": "", "quick": True},
+            "gs://b",
+            IMAGE,
+            None,
+            "p",
+            "us-central1",
+            labels={"team": "sound"},
+            service_account="runner@p.iam.gserviceaccount.com",
+            network="projects/1/global/networks/n",
+            encryption_key="projects/p/locations/us-central1/keyRings/r/cryptoKeys/k",
+        )
+        vertex.submit(asked)
+        expected = vertex.request(asked)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    (path, body), *more = Captured.sent
+    assert not more
+    sent = {
+        "parent": urlsplit(path).path.removeprefix("/v1/").removesuffix("/pipelineJobs"),
+        "pipelineJobId": parse_qs(urlsplit(path).query)["pipelineJobId"][0],
+        "pipelineJob": body,
+    }
+
+    def message(request: dict[str, Any]) -> Any:
+        return json_format.ParseDict(request, types.CreatePipelineJobRequest.pb()())
+
+    assert message(sent) == message(expected)
+    job = message(sent).pipeline_job
+    assert job.service_account == asked.service_account
+    assert job.network == asked.network
+    assert job.encryption_spec.kms_key_name == asked.encryption_key
+    assert job.labels["team"] == "sound"
+    assert job.runtime_config.gcs_output_directory == asked.root
+
+
+@pytest.mark.parametrize("name", [name for name in SPECS if name.startswith("two_phase")])
+def test_every_spec_is_accepted_as_a_job(name: str) -> None:
+    spec = next(yaml.safe_load_all(spec_path(name).read_text()))
+    request = {"parent": "projects/p/locations/r", "pipelineJob": {"pipelineSpec": spec}}
+    json_format.ParseDict(request, types.CreatePipelineJobRequest.pb()())
+
+
+def test_the_platform_that_is_not_there_is_named(small_spec: dict[str, Any]) -> None:
+    with pytest.raises(TwoPhaseError, match=r"http://127.0.0.1:9: "):
+        Vertex(*PLACE, "http://127.0.0.1:9").submit(Submission(small_spec, "j", {"data": "d"}))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_a_kubeflow_host_that_is_not_there_is_named() -> None:
+    with pytest.raises(TwoPhaseError, match=r"http://127.0.0.1:9: is no Kubeflow Pipelines host"):
+        Kubeflow("http://127.0.0.1:9")
+
+
+def test_the_data_s_digest_follows_names_and_stamps(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.wav").write_bytes(b"x")
+    first = data_state(str(tmp_path))
+    assert first == data_state(str(tmp_path))
+    (tmp_path / "a" / "2.wav").write_bytes(b"x")
+    assert data_state(str(tmp_path))[1] == 2
+    assert data_state(str(tmp_path))[0] != first[0]
+    assert data_state("") == ("", 0)
+
+
+def test_an_estimate_names_machines_and_grows_with_the_clips(tmp_path: Path) -> None:
+    few, many = (sum(line.dollars for line in estimate(n, Machines())) for n in (1_000, 1_000_000))
+    assert 0 < few < many
+    spot = estimate(1_000, Machines("g2-standard-8", "NVIDIA_L4", spot=True))
+    assert next(line for line in spot if line.step == "train-gate").machine == "g2-standard-8 + 1 NVIDIA_L4 (spot)"
+    with pytest.raises(TwoPhaseError, match=r"no \[machine_hour\] for cray-1; add its price"):
+        estimate(1, Machines("cray-1"))
+    (tmp_path / "prices.toml").write_text("not toml")
+    with pytest.raises(TwoPhaseError, match=r"prices.toml: this price table cannot be read"):
+        estimate(1, Machines(), tmp_path / "prices.toml")
