@@ -10,6 +10,7 @@ import pytest
 from twophase.local import process
 from twophase.release import golden, manifest
 from twophase.targets.rest import Vertex
+from twophase.targets.traffic import Traffic
 from twophase.targets.vertex import CANARY_PERCENT, Registry, SmokeTestFailed
 from twophase.training.compare import against_champion
 from twophase.training.judge import Judgement
@@ -58,10 +59,14 @@ def test_two_versions_go_live_one_after_the_other(tiny_release: Path, address: s
     assert version.endswith("@2")
     assert registry.register(second, "m") == version, "a release is registered once"
     registry.deploy(second, version, "m")
-    assert traffic(address) == {second.name: 100}
+    assert traffic(address) == {tiny_release.name: 0, second.name: 100}, "the one before is ready for a rollback"
     assert "default" in Vertex(*PLACE, address).model("m")["versionAliases"]
     registry.deploy(second, version, "m")  # again: nothing to do
-    assert traffic(address) == {second.name: 100}
+    assert traffic(address) == {tiny_release.name: 0, second.name: 100}
+    pair = Traffic(Vertex(*PLACE, address), "m")
+    assert [entry.alone for entry in pair.history()] == ["1", "2"]
+    assert pair.rollback() == "1"
+    assert registry.champion("m", tmp_path / "releases") == tmp_path / "releases" / tiny_release.name
 
 
 def test_a_version_that_answers_wrongly_does_not_go_live(tiny_release: Path, address: str, tmp_path: Path) -> None:
@@ -94,7 +99,7 @@ def test_a_deployment_that_was_cut_off_is_finished_by_the_next(
     assert traffic(address) == {tiny_release.name: 90, second.name: 10}
     assert registry.champion("m", tmp_path / "releases").name == tiny_release.name
     registry.deploy(second, version, "m")
-    assert traffic(address) == {second.name: 100}
+    assert traffic(address) == {tiny_release.name: 0, second.name: 100}
 
 
 def test_the_verdict_is_on_clips_that_the_champion_has_not_heard(tiny_pair, tiny_release: Path, tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ import asyncio
 import hmac
 import logging
 import re
+import shutil
 import sqlite3
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,10 +25,11 @@ from twophase.files import JSON
 from twophase.local import ml
 from twophase.local.api import methods, request_of, route
 from twophase.local.artifacts import Artifacts
-from twophase.local.buckets import Buckets
+from twophase.local.buckets import Buckets, Elsewhere
+from twophase.local.copied import copy
 from twophase.local.endpoints import Endpoints
 from twophase.local.jobs import BatchJobs
-from twophase.local.live import Live, Target
+from twophase.local.live import Answers, Live, Target
 from twophase.local.ml import OldPlatform
 from twophase.local.models import Models
 from twophase.local.observed import AccessLog, Metrics
@@ -37,7 +40,6 @@ from twophase.local.storage import Storage
 from twophase.local.store import Store
 from twophase.serving.asgi import JSON_TYPE, Receive, Scope, Send, header, read_body, respond
 from twophase.serving.instances import LIMITS, Limits
-from twophase.serving.predictor import Predictor
 from twophase.serving.refusal import Refusal
 
 UPLOAD_BYTES = 256 << 20
@@ -70,7 +72,10 @@ class Platform:
         """Open a home and bring its endpoints back; `token`, where given, has to come with every request."""
         self._limits, self._token = limits, token
         self._store = Store(home / "platform.sqlite")
-        folders = Buckets(home / "buckets", buckets)
+        folders = self._buckets = Buckets(home / "buckets", buckets)
+        self._copies = home / "copies"
+        shutil.rmtree(self._copies, ignore_errors=True)  # what a crash left
+        self._copies.mkdir()
         artifacts = self._artifacts = Artifacts(home / "artifacts")
         self._live = Live(artifacts)
         models = Models(self._store, artifacts, folders)
@@ -124,8 +129,27 @@ class Platform:
         if "/storage/v1/b" in path:
             return await self._object(scope, receive)
         body = await read_body(scope, receive, self._limits.body_bytes)
-        found = await self._in_control(lambda: self._call(verb, path, scope["query_string"], body))
+
+        def call() -> JSON:
+            return self._call(verb, path, scope["query_string"], body)
+
+        try:
+            found = await self._in_control(call)
+        except Elsewhere as elsewhere:
+            found = await self._with_copy(elsewhere, call)
         return Answer(orjson.dumps(found))
+
+    async def _with_copy(self, elsewhere: Elsewhere, call: Callable[[], JSON]) -> JSON:
+        """Copy in what a request names in another bucket, beside the control thread, and have it answered again."""
+        with tempfile.TemporaryDirectory(dir=self._copies) as folder:
+            aside = Path(folder)
+            await asyncio.to_thread(copy, elsewhere, aside)
+
+            def again() -> JSON:
+                with self._buckets.standing_in(elsewhere.uri, aside):
+                    return call()
+
+            return await self._in_control(again)
 
     def _authenticate(self, scope: Scope) -> None:
         given = header(scope, b"authorization") or b""
@@ -133,7 +157,7 @@ class Platform:
             raise Refusal(401, "this platform wants its token: send Authorization: Bearer TOKEN")
 
     async def _predict(
-        self, endpoint: str, how: str, target: Target, predictor: Predictor, scope: Scope, receive: Receive
+        self, endpoint: str, how: str, target: Target, predictor: Answers, scope: Scope, receive: Receive
     ) -> Answer:
         body = await read_body(scope, receive, self._limits.body_bytes)
         raw = how in ("rawPredict", "streamRawPredict")

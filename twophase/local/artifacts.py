@@ -61,6 +61,11 @@ class Artifacts:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def is_release(key: str) -> bool:
+    """Whether the artifact with that key is a release of this project, rather than another SavedModel."""
+    return key.startswith("r-")
+
+
 def _key(folder: Path) -> str:
     if not (folder / EXTRA / "release.json").is_file():
         return f"m-{digest_of(files_of(folder))[:12]}"

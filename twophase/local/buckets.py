@@ -39,6 +39,14 @@ class Condition:
     not_match: int | None = None
 
 
+class Elsewhere(Refusal):
+    """A model in a bucket that is not here: it may be copied (`copied.copy`) and asked for again, see `standing_in`."""
+
+    def __init__(self, uri: str, bucket: str) -> None:
+        super().__init__(404, f"gs://{bucket}: is no bucket here; make it, or map a folder: --bucket {bucket}=DIR")
+        self.uri = uri
+
+
 class Buckets:
     """Folders as buckets. Use it from one thread at a time."""
 
@@ -53,6 +61,7 @@ class Buckets:
             if not folder.is_dir():
                 raise UsageError(f"--bucket {name}={folder}: there is no such folder; make it, or name another")
         (root / DEFAULT_BUCKET).mkdir(parents=True, exist_ok=True)
+        self._copies: dict[str, Path] = {}
 
     def folder(self, uri: str) -> Path:
         """The folder or file that `gs://...`, `file://...` or an absolute path names. Raises `Refusal`."""
@@ -63,6 +72,24 @@ class Buckets:
         if not path.is_absolute() or "://" in uri.removeprefix("file://"):
             raise Refusal(400, f"{uri!r}: cannot be read from here; give gs://BUCKET/PATH or an absolute path")
         return path
+
+    def model(self, uri: str) -> Path:
+        """`folder` of a model to copy in. Raises `Elsewhere` for one in a bucket that is not here."""
+        bucket = uri.removeprefix("gs://").partition("/")[0]
+        if uri in self._copies:
+            return self._copies[uri]
+        if uri.startswith("gs://") and _NAME.fullmatch(bucket) and bucket not in self.names():
+            raise Elsewhere(uri, bucket)
+        return self.folder(uri)
+
+    @contextlib.contextmanager
+    def standing_in(self, uri: str, copy: Path) -> Iterator[None]:
+        """Let `copy` stand for the model at `uri`, within the block."""
+        self._copies[uri] = copy
+        try:
+            yield
+        finally:
+            del self._copies[uri]
 
     def names(self) -> list[str]:
         """Every bucket."""

@@ -20,7 +20,7 @@ from typing import Any
 from twophase.errors import TwoPhaseError
 from twophase.files import JSON, digest, read_json
 from twophase.local import batch
-from twophase.local.artifacts import Artifacts
+from twophase.local.artifacts import Artifacts, is_release
 from twophase.local.buckets import Buckets
 from twophase.local.models import Models
 from twophase.local.query import selected
@@ -97,6 +97,8 @@ class BatchJobs:
 
     def enqueue(self, kind: str, body: JSON, artifact: str) -> JSON:
         """Take on a job whose body has all of a batchPredictionJob's fields; results go to its `outputInfo`."""
+        if not is_release(artifact):
+            raise Refusal(501, "batch jobs with a SavedModel that is no release are not built here; deploy it")
         self._inputs(body["inputConfig"].get("gcsSource", {}).get("uris", []))
         self._buckets.folder(body["outputInfo"]["gcsOutputDirectory"])
         if self._store.one("SELECT 1 FROM resource WHERE name = ?", body["name"]):

@@ -9,14 +9,23 @@ import logging
 import random
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any, Protocol
 
 from twophase.errors import TwoPhaseError
-from twophase.local.artifacts import Artifacts
+from twophase.local.artifacts import Artifacts, is_release
 from twophase.local.resources import failed, missing
+from twophase.local.saved_model import SavedModel
 from twophase.serving.predictor import Predictor
 from twophase.serving.refusal import Refusal
 
 _log = logging.getLogger(__name__)
+
+
+class Answers(Protocol):
+    """A version in memory: a release's `Predictor`, or a `SavedModel` in a process of its own."""
+
+    async def answer(self, body: bytes, content_type: bytes = ...) -> list[Any]:
+        """The predictions that a request's body asks for. Raises `Refusal`."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,7 @@ class Target:
 
 @dataclass(frozen=True)
 class _Route:
-    targets: tuple[tuple[Target, Predictor | None], ...]
+    targets: tuple[tuple[Target, Answers | None], ...]
     """Those with traffic; no predictor where an artifact was damaged while the platform was down."""
     weights: tuple[int, ...]
     """Running sums of their shares in per cent."""
@@ -45,19 +54,16 @@ class Live:
 
     def __init__(self, artifacts: Artifacts) -> None:
         self._artifacts = artifacts
-        self._predictors: dict[str, Predictor] = {}
+        self._predictors: dict[str, Answers] = {}
         self._routes: dict[str, _Route] = {}
 
     def load(self, artifact: str) -> None:
         """Bring an artifact into memory: verified, and its golden windows reproduced. Raises `Refusal`."""
         if artifact in self._predictors:
             return
-        if artifact.startswith("m-"):
-            raise Refusal(
-                501, "DeployModel: a SavedModel that is no release cannot be served here; export it as a release"
-            )
+        kind = Predictor if is_release(artifact) else SavedModel
         try:
-            self._predictors[artifact] = Predictor(self._artifacts.path(artifact))
+            self._predictors[artifact] = kind(self._artifacts.path(artifact))
         except TwoPhaseError as error:
             raise failed(str(error)) from None
 
@@ -80,7 +86,7 @@ class Live:
         self._routes.pop(endpoint, None)
         self.let_go()
 
-    def choose(self, endpoint: str) -> tuple[Target, Predictor]:
+    def choose(self, endpoint: str) -> tuple[Target, Answers]:
         """Who answers the next request. Raises `Refusal` 404, or 400 when nothing is deployed there."""
         route = self._routes.get(endpoint)
         if route is None:

@@ -171,7 +171,7 @@ class OldPlatform:
             raise Refusal(
                 400, "Field: version.deploymentUri Error: is missing; give the folder of a model, gs://BUCKET/PATH"
             )
-        artifact = self._artifacts.add(self._buckets.folder(uri), uri)
+        artifact = self._artifacts.add(self._buckets.model(uri), uri)
         self._live.load(artifact)
         body = {
             "machineType": "mls1-c1-m2",
@@ -233,7 +233,7 @@ class OldPlatform:
                 f"Field: dataFormat Error: {asked.get('dataFormat')}; JSON and TEXT, one instance a line, are accepted",
             )
         if asked.get("uri"):
-            artifact = self._artifacts.add(self._buckets.folder(asked["uri"]), asked["uri"])
+            artifact = self._artifacts.add(self._buckets.model(asked["uri"]), asked["uri"])
         else:
             version = asked.get("versionName") or self._get(_MODEL, asked.get("modelName", "")).get("default", "")
             artifact = self._get(_VERSION, version)["artifact"]

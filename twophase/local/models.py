@@ -42,7 +42,7 @@ class Models:
         for alias in aliases:
             _check_alias(alias)
         uri = given.get("artifactUri", "")
-        artifact = self._artifacts.add(self._buckets.folder(uri), uri) if uri else None
+        artifact = self._artifacts.add(self._buckets.model(uri), uri) if uri else None
         time = now()
         with self._store.transaction():
             name, version = self._next_version(request, parent, time)
