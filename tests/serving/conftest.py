@@ -1,36 +1,10 @@
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
-import uvicorn
-from standin import make
 
-from twophase.serving.server import listening, options
+from tests.serving.standin import make
 
 
 @pytest.fixture(scope="session")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make(tmp_path_factory.mktemp("release"), seed=1)
-
-
-@contextmanager
-def serving(app: Any) -> Iterator[httpx.Client]:
-    """An ASGI program behind real HTTP."""
-    program = uvicorn.Server(uvicorn.Config(app, **options()))
-    with listening("127.0.0.1", 0) as bound:
-        thread = threading.Thread(target=program.run, kwargs={"sockets": [bound]}, daemon=True)
-        thread.start()
-        bound.listen()  # a client that comes early waits in the backlog
-        with httpx.Client(base_url=f"http://127.0.0.1:{bound.getsockname()[1]}", timeout=60) as client:
-            yield client
-        program.should_exit = True
-        thread.join(timeout=10)
-
-
-@pytest.fixture(scope="session")
-def serve() -> Callable[[Any], AbstractContextManager[httpx.Client]]:
-    return serving

@@ -12,6 +12,7 @@ from botocore.exceptions import ClientError
 
 from tests.serving import clients
 from tests.serving.clients import ASKS, VERTEX_ROUTE, ask_vertex, b64, sagemaker
+from tests.serving.loopback import serving
 from twophase.release.runtime import Pair
 from twophase.serving.app import App
 from twophase.serving.instances import Limits
@@ -23,8 +24,10 @@ CLIPS = 50
 
 
 @pytest.fixture(scope="module")
-def server(release: Path, serve: Any) -> Iterator[httpx.Client]:
-    with serve(App(Predictor(release), predict_routes=("/predict", "/invocations", "/score", VERTEX_ROUTE))) as client:
+def server(release: Path) -> Iterator[httpx.Client]:
+    with serving(
+        App(Predictor(release), predict_routes=("/predict", "/invocations", "/score", VERTEX_ROUTE))
+    ) as client:
         yield client
 
 
@@ -126,11 +129,11 @@ def test_bad_tensors_are_refused(server: httpx.Client, body: Any) -> None:
     assert isinstance(refused.json()["error"], str)
 
 
-def test_many_models_come_and_go(release: Path, serve: Any, clips: list[bytes], tmp_path: Path) -> None:
+def test_many_models_come_and_go(release: Path, clips: list[bytes], tmp_path: Path) -> None:
     """SageMaker's contract for endpoints of many models, and that two worker processes agree through their folder."""
     body = {"instances": [b64(clips[0])]}
     workers = [MultiModel(tmp_path), MultiModel(tmp_path)]
-    with serve(App(workers[0])) as one, serve(App(workers[1])) as other:
+    with serving(App(workers[0])) as one, serving(App(workers[1])) as other:
         assert one.get("/ping").status_code == 200
         assert one.get("/models").json() == {"models": []}
         request = {"model_name": "a/b.tar.gz", "url": str(release)}
@@ -154,10 +157,10 @@ def test_many_models_come_and_go(release: Path, serve: Any, clips: list[bytes], 
         assert one.get("/models").json() == {"models": []}
 
 
-def test_lines_are_bounded_too(release: Path, serve: Any) -> None:
+def test_lines_are_bounded_too(release: Path) -> None:
     limits = Limits(instances=3)
     line = json.dumps({"pcm": [0.0]}) + "\n"
-    with serve(App(Predictor(release, limits), limits=limits)) as client:
+    with serving(App(Predictor(release, limits), limits=limits)) as client:
         headers = {"content-type": "application/x-ndjson"}
         assert client.post("/invocations", content=line * 3, headers=headers).status_code == 200
         assert client.post("/invocations", content=line * 4, headers=headers).status_code == 413

@@ -6,7 +6,6 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
@@ -15,6 +14,7 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.serving.loopback import serving
 from twophase.audio.frontend import FRONT_END
 from twophase.release.manifest import ReleaseError
 from twophase.release.runtime import Pair
@@ -28,8 +28,8 @@ LIMITS = Limits(body_bytes=2_000_000, instances=4, windows=40)
 
 
 @pytest.fixture(scope="module")
-def server(release: Path, serve: Any) -> Iterator[httpx.Client]:
-    with serve(App(Predictor(release, LIMITS), predict_routes=("/predict", "/invocations"), limits=LIMITS)) as client:
+def server(release: Path) -> Iterator[httpx.Client]:
+    with serving(App(Predictor(release, LIMITS), predict_routes=("/predict", "/invocations"), limits=LIMITS)) as client:
         yield client
 
 

@@ -1,0 +1,141 @@
+"""A release's life on SageMaker: boto3 against moto's control plane, whose endpoints are our server."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+
+from tests.targets.sagemaker_server import sagemaker
+from twophase.errors import TwoPhaseError, UsageError
+from twophase.release.manifest import read
+from twophase.serving.instances import audio_images
+from twophase.serving.predictor import Predictor
+from twophase.targets.sagemaker import SageMaker
+
+ROLE = "arn:aws:iam::123456789012:role/models"
+
+
+@pytest.fixture
+def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SageMaker]:
+    with sagemaker(tmp_path, monkeypatch):
+        yield SageMaker("pair", "eu-west-1", ROLE)
+
+
+def expected(release: Path, clips: list[Path]) -> list[dict]:
+    predictor = Predictor(release)
+    return [predictor.predict_images(audio_images(clip.read_bytes(), "clip")) for clip in clips]
+
+
+def test_a_whole_life(target: SageMaker, releases: tuple[Path, ...], clips: list[Path], tmp_path: Path) -> None:
+    first, second, third = releases
+    said: list[str] = []
+    target.deploy(first, dry_run=True, say=said.append)
+    assert said == [
+        f"register {read(first).id} as a version of pair",
+        "deploy version new without traffic",
+        "replay the golden windows through version new",
+        "split the traffic: version new 100%",
+    ]
+    assert target.status().versions == {}, "a dry run changes nothing"
+
+    assert target.deploy(first) == "1"
+    assert target.status().shares == {"1": 100}
+    assert target.predict(clips) == expected(first, clips)
+
+    assert target.deploy(second, percent=10) == "2"
+    assert target.status().shares == {"1": 90, "2": 10}
+    assert target.deploy(second, percent=10) == "2", "again: nothing to do"
+    target.promote("2")
+    assert target.status().alone == "2"
+    assert target.predict(clips) == expected(second, clips)
+
+    assert target.rollback() == "1"
+    assert target.predict(clips) == expected(first, clips)
+    assert [entry.shares for entry in target.status().history] == [
+        {"1": 100},
+        {"1": 90, "2": 10},
+        {"2": 100},
+        {"1": 100},
+    ]
+
+    results = tmp_path / "results.jsonl"
+    assert target.batch(clips, results) == 0
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [line.pop("clip") for line in lines] == [str(clip) for clip in clips]
+    assert lines == expected(first, clips)
+
+    assert target.deploy(third) == "3"
+    assert target.status().shares == {"1": 0, "3": 100}, "the one before stays, older ones go"
+    states = boto3.client("sagemaker").list_model_packages(ModelPackageGroupName="pair")["ModelPackageSummaryList"]
+    assert {package["ModelApprovalStatus"] for package in states} == {"Approved"}
+
+    target.delete()
+    target.delete()
+    found = target.status()
+    assert (found.versions, found.shares) == ({}, {})
+    client = boto3.client("sagemaker")
+    assert client.list_endpoint_configs()["EndpointConfigs"] == client.list_models()["Models"] == []
+    bucket = boto3.client("s3").list_buckets()["Buckets"][0]["Name"]
+    assert boto3.client("s3").list_objects_v2(Bucket=bucket)["KeyCount"] == 0
+
+
+def test_a_version_that_answers_wrongly_gets_no_traffic(
+    target: SageMaker,
+    releases: tuple[Path, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second, _ = releases
+    target.deploy(first)
+    asked = SageMaker.ask
+    monkeypatch.setattr(SageMaker, "ask", lambda self, clips, version="": asked(self, clips, "1"))
+    with pytest.raises(TwoPhaseError, match="does not answer as"):
+        target.deploy(second)
+    assert target.status().shares == {"1": 100}
+    assert set(target.status().versions) == {"1", "2"}, "registered it is"
+
+
+def test_what_was_cut_off_is_finished_by_the_next(target: SageMaker, releases: tuple[Path, ...]) -> None:
+    first, second, _ = releases
+    target.deploy(first)
+    target.attach(target.register(second))
+    assert target.register(second) == "2"
+    assert target.status().shares == {"1": 100, "2": 0}
+    assert target.deploy(second) == "2"
+    assert target.status().shares == {"1": 0, "2": 100}
+
+
+def test_bad_input(
+    target: SageMaker,
+    releases: tuple[Path, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(UsageError, match="is no name"):
+        SageMaker("A name", "eu-west-1", ROLE)
+    with pytest.raises(UsageError, match="give 1 to 100"):
+        target.deploy(releases[0], percent=0)
+    changed = Path(shutil.copytree(releases[0], tmp_path / "changed"))
+    (changed / "saved_model.pb").write_bytes(b"another")
+    with pytest.raises(TwoPhaseError, match="was changed"):
+        target.deploy(changed)
+    target.deploy(releases[0])
+    with pytest.raises(UsageError, match="sum to 100"):
+        target.shift({"1": 50})
+    with pytest.raises(UsageError, match="is no version"):
+        target.promote("7")
+    with pytest.raises(UsageError, match="no version to go back to"):
+        target.rollback()
+    client = boto3.client("sagemaker")
+    target.register(releases[1])
+    (package,) = (
+        p
+        for p in client.list_model_packages(ModelPackageGroupName="pair")["ModelPackageSummaryList"]
+        if p["ModelPackageVersion"] == 2
+    )
+    client.update_model_package(ModelPackageArn=package["ModelPackageArn"], ModelApprovalStatus="Rejected")
+    with pytest.raises(TwoPhaseError, match="was rejected"):
+        target.deploy(releases[1])
+    assert target.status().shares == {"1": 100}
