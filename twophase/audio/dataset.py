@@ -57,7 +57,7 @@ _ALIASES = {
     "validation": "validation",
     "test": "test",
 }
-_BATCH = 4_096  # files asked for before the first of them is waited for
+_BATCH = 1_024  # files asked for before the first of them is waited for
 
 TABLE = "labels.csv"
 """The file of a data folder that says what its clips are, where it is there."""
