@@ -14,6 +14,7 @@ Nothing is kept on disk here; a crash loses the clip that is open.
 
 import math
 import random
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -80,6 +81,8 @@ class Tally:
     """What a gate decided since it began: counts of windows."""
 
     gate: str
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
+    """A name that no other tally has."""
     windows: int = 0
     escalated: int = 0
     audited: int = 0

@@ -119,6 +119,7 @@ class Spool:
         self._next = self._end = 0  # of the folder that is being filled; none before the first put
         self._reserved = 0  # bytes of puts under way
         self._bytes = 0  # of clips
+        self._closed = False
         for name in ("clips", "answers", "stories", "incoming", *_ASIDE):
             (root / name).mkdir(parents=True, exist_ok=True)
         for path in (root, root.parent, root.parent.parent):
@@ -282,8 +283,10 @@ class Spool:
         }
 
     def close(self) -> None:
-        """Close the index."""
-        self._index.close()
+        """Let nothing more in or out: another process may hold the spool from now on."""
+        with self._mutex:
+            self._closed = True
+            self._index.close()
 
     # Files
 
@@ -422,6 +425,8 @@ class Spool:
     def _indexed(self, use: Callable[[Index], T]) -> T:
         """Use the index; when it turns out to be damaged, build it anew, once. Raises `SpoolError`."""
         path = self.root / "index.db"
+        if self._closed:
+            raise SpoolError(f"{self.root}: is closed")
         try:
             try:
                 return use(self._index)

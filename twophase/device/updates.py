@@ -7,8 +7,8 @@
     STATE/gates/failed.json             gates that did not pass on this device, and why: not tried again
     STATE/gates/halted.json             gates that the gateway halted, since they failed on others
 
-`update` changes what is in use by renaming one file, after the new gate was loaded and decided its golden windows here. A
-crash, a cut, a wrong signature, an older gate or a failing one leaves the gate in use as it is.
+`update` changes what is in use by renaming one file, after the new gate was loaded and decided its golden windows here.
+A crash, a cut, a wrong signature, an older gate or a failing one leaves the gate in use as it is.
 
 tuf and its parts take 25 MB that a device has no use for between updates, and a server that sends a byte a second would
 hold it for ever: the agent runs this module as a program of its own, with an end to its time.
@@ -41,8 +41,8 @@ ROOT = "root.json"
 class Outcome:
     """What came of looking for an update."""
 
-    state: Literal["installed", "failed", "current", "waiting"]
-    """`waiting`: for a plausible time, or for a repository to be named."""
+    state: Literal["installed", "failed", "current", "waiting", "error"]
+    """`failed`: the gate, on this device; `waiting`: for a plausible time, or a repository; `error`: may pass."""
     release: str = ""
     """The gate that was installed or failed."""
     reason: str = ""
@@ -205,10 +205,10 @@ def _believed(url: str) -> Iterator[None]:
 def main() -> None:
     """`python -m twophase.device.updates STATE [URL]`: one look for an update, its `Outcome` as one line of JSON."""
     try:
-        outcome = asdict(update(Path(sys.argv[1]), *sys.argv[2:3]))
+        outcome = update(Path(sys.argv[1]), *sys.argv[2:3])
     except TwoPhaseError as error:
-        outcome = {"state": "error", "release": "", "reason": str(error)}
-    sys.stdout.write(json.dumps(outcome) + "\n")
+        outcome = Outcome("error", reason=str(error))
+    sys.stdout.write(json.dumps(asdict(outcome)) + "\n")
 
 
 if __name__ == "__main__":
