@@ -126,6 +126,11 @@ def test_a_second_reading_opens_only_what_is_new(folder: Path, tmp_path: Path, m
     assert read_source(folder, workdir=tmp_path / "w") == third
 
 
+def test_a_workdir_that_cannot_be_written_is_named(folder: Path) -> None:
+    with pytest.raises(TwoPhaseError, match=r"/dev/null/w: .*give a folder that can be read and written"):
+        find_clips(folder, Path("/dev/null/w"))
+
+
 class TestTars:
     """WebDataset shards."""
 

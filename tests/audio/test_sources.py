@@ -1,6 +1,8 @@
 """Places of clips: folders, byte ranges, buckets behind real emulators on loopback; and what cannot be reached."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,3 +93,21 @@ def test_a_listing_leaves_out_hidden_files_and_dangling_links(tmp_path: Path) ->
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "a" / "dangling.wav").symlink_to("nowhere")
     assert [f.name for f in sources.listing(str(tmp_path))] == ["a/1.wav", "b/2.wav"]
+
+
+COMMAND = """
+import sys
+from twophase.audio import sources
+try:
+    list(sources.listing("gs://clips/data"))
+except sources.Unreachable as error:
+    sys.exit(f"twophase: {error}")
+"""
+
+
+def test_a_bucket_that_refuses_is_one_line(front: Front) -> None:
+    front.refuse = lambda asked: 403
+    done = subprocess.run([sys.executable, "-c", COMMAND], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("twophase: gs://clips/data: ")

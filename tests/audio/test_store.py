@@ -100,6 +100,20 @@ def test_a_bucket_out_of_order_for_a_while_is_survived(front: Front, folder: Pat
     assert content("gs://clips/store").keys() == content(str(store_alone(folder, tmp_path))).keys()
 
 
+def test_a_listing_that_a_bucket_ends_keeps_what_it_learned(
+    front: Front, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("twophase.audio.dataset._BATCH", 8)
+    upload(folder, "gs://clips/data")
+    front.refuse = lambda asked: 503 if "label-2%2F05.wav?alt" in asked else 0
+    with pytest.raises(TwoPhaseError, match=r"gs://clips/data/label-2/05\.wav: cannot be read"):
+        find_clips("gs://clips/data", tmp_path / "w")
+    front.refuse = lambda asked: 0
+    front.seen.clear()
+    assert len(find_clips("gs://clips/data", tmp_path / "w")[0]) == 36
+    assert front.reads(".wav") == 36 - 3 * 8 - 7
+
+
 def store_alone(folder: Path, tmp_path: Path) -> Path:
     make(Store(tmp_path / "alone"), list(find_clips(folder)[0]))
     return tmp_path / "alone"

@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryFile, gettempdir
 from typing import Any, overload
 
 import numpy as np
@@ -61,14 +61,17 @@ class Clips(Sequence[Clip]):
 
     @classmethod
     def of(cls, clips: Iterable[Clip]) -> "Clips":
-        """These clips, in a file without a name that is gone with the last of its readers."""
+        """These clips, in a temporary file without a name that is gone with the last of its readers."""
         made = cls.__new__(cls)
         starts = array("q", [0])
-        with TemporaryFile() as file:
-            for clip in clips:
-                starts.append(starts[-1] + file.write(json.dumps(clip.to_json()).encode() + b"\n"))
-            file.flush()
-            made._take(os.dup(file.fileno()))
+        try:
+            with TemporaryFile() as file:
+                for clip in clips:
+                    starts.append(starts[-1] + file.write(json.dumps(clip.to_json()).encode() + b"\n"))
+                file.flush()
+                made._take(os.dup(file.fileno()))
+        except OSError as error:
+            raise disk_error(Path(gettempdir()), error) from error
         ends: NDArray[np.int64] = np.array(starts, np.int64)
         made._starts, made._ends = ends[:-1], ends[1:]
         return made

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from twophase.audio import sources
 from twophase.audio.sources import Found
-from twophase.files import digest, replacing
+from twophase.files import digest, disk_error, replacing
 
 DIGESTS, FETCHED = "digests.npy", "fetched"
 
@@ -120,7 +120,10 @@ def _room(workdir: Path | None) -> int:
     """How many bytes of clips may still be kept there."""
     if workdir is None:
         return 0
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(workdir, error) from error
     held = sum(file.stat().st_size for file in (workdir / FETCHED).glob("*"))
     return min(MAX_BYTES, shutil.disk_usage(workdir).free // 4) - held
 

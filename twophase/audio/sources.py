@@ -9,6 +9,7 @@ What is written is whole or absent, on a disk as in a bucket, where an object ap
 cannot be reached raises `Unreachable`: it says something of the moment, not of the clip.
 """
 
+import logging
 import os
 import re
 import tarfile
@@ -186,11 +187,14 @@ def _filesystem(scheme: str) -> Any:
     try:
         import fsspec
 
-        return fsspec.filesystem(scheme, use_listings_cache=False)  # others write there too
+        system = fsspec.filesystem(scheme, use_listings_cache=False)  # others write there too
     except (ImportError, ValueError) as error:
         extra = _EXTRAS.get(scheme)
         how = f"pip install 'twophase[{extra}]'" if extra else f"{', '.join(f'{s}://' for s in _EXTRAS)} are accepted"
         raise UsageError(f"{scheme}://: cannot be read here ({error}); {how}") from None
+    # Packages for buckets log a traceback for what they raise too, and what is raised is said here.
+    logging.getLogger(type(system).__module__.partition(".")[0]).addHandler(logging.NullHandler())
+    return system
 
 
 def _system(url: str) -> tuple[Any, str]:
