@@ -1,0 +1,150 @@
+"""The device as a program: offline and back, told to end, watched, set up wrongly."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from tests.device.cloud import cloud
+from tests.device.sounds import noise
+from twophase.device import updates
+from twophase.device.config import Config, read
+from twophase.device.identity import Identity
+from twophase.device.metrics import METRICS
+from twophase.errors import UsageError
+
+LOUD, SOFT = noise(1, 3), noise(2, 4) // 500
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def twophase(*arguments: str, **more: Any) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "twophase", "device", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **more)
+
+
+@contextmanager
+def running(state: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    command = [sys.executable, "-m", "twophase", "device", "run", "--state", str(state), "--json"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def event(output: IO[bytes] | None, name: str) -> Any:
+    assert output is not None
+    for line in output:
+        if (said := json.loads(line))["event"] == name:
+            return said
+    raise AssertionError(f"it ended without {name}")
+
+
+@pytest.fixture
+def state(tmp_path: Path, release: Path) -> Path:
+    """A device that has a gate and a gateway that is away."""
+    place = tmp_path / "state"
+    Identity("porch", f"http://127.0.0.1:{free_port()}", Identity.make("").private_key).write(place)
+    updates.install(place, release)
+    return place
+
+
+def test_offline_it_keeps_its_clips_and_back_it_gets_its_answers(tmp_path: Path, release: Path) -> None:
+    place, clips, port = tmp_path / "state", tmp_path / "clips", free_port()
+    with cloud(tmp_path / "gateway", port) as gateway:
+        gateway.enrol(place)
+    updates.install(place, release)
+    clips.mkdir()
+    soundfile.write(clips / "loud.flac", LOUD, 16_000)
+    soundfile.write(clips / "soft.wav", SOFT, 16_000)
+    (place / "device.toml").write_text("metrics_port = 0\n[listen]\naudit_share = 0.0\n")
+    heard = twophase("run", "--state", str(place), "--source", str(clips), "--json")
+    assert heard.returncode == 0, heard.stderr
+    (said,) = map(json.loads, heard.stdout.splitlines())
+    assert (said["event"], said["provisional"]) == ("heard", True)
+    (known,) = map(json.loads, twophase("status", "--clips", "--json", "--state", str(place)).stdout.splitlines())
+    assert known["provisional"]
+    assert known["answer"] is None
+    with cloud(tmp_path / "gateway", port):
+        sent = twophase("send", "--state", str(place), "--json")
+    assert json.loads(sent.stdout)["answers"] == 1, sent.stderr
+    (known,) = map(json.loads, twophase("status", "--clips", "--json", "--state", str(place)).stdout.splitlines())
+    assert known["answer"]["label"] == "oboe"
+    assert known["captured"] == said["captured"]
+
+
+def test_it_listens_to_a_pipe_is_watched_and_ends_when_told(state: Path) -> None:
+    port = free_port()
+    (state / "device.toml").write_text(f"metrics_port = {port}\n")
+    with running(state) as process:
+        assert process.stdin is not None
+        process.stdin.write(np.concatenate([SOFT, LOUD, SOFT]).tobytes())
+        process.stdin.flush()
+        assert event(process.stdout, "heard")["score"] > 0
+        text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+        assert all(f"\n{name}" in "\n" + text for name in METRICS)
+        assert "twophase_spool_waiting 1\n" in text
+        status = json.loads(twophase("status", "--json", "--state", str(state)).stdout)
+        assert status["escalated"] >= 5
+        refused = twophase("send", "--state", str(state))
+        assert f"in use by process {process.pid}" in refused.stderr
+        assert refused.returncode == 1
+        process.stdin.write(LOUD.tobytes())  # a clip that is open when it is told to end
+        process.stdin.flush()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    kept = json.loads(twophase("status", "--json", "--state", str(state)).stdout)
+    assert kept["spool"]["waiting"] in (1, 2)  # the second, when its windows came before the signal
+    assert (state / "log" / "device.log").stat().st_size < 1 << 20
+
+
+def test_it_imports_no_tensorflow_no_scipy_and_no_cloud(state: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path\nfrom twophase.device import agent, client, config, enrol, metrics, uplink\n"
+        f"a = agent.Agent(Path({str(state)!r}), config.Config(source={os.devnull!r}, metrics_port=0))\n"
+        "import numpy; a.listener.feed(numpy.full(20000, 9000, numpy.int16)); assert a.listener.tallies[0].windows\n"
+        "print([m for m in ('tensorflow', 'scipy', 'keras', 'kfp', 'google.auth', 'boto3', 'azure', 'httpx', 'tuf')"
+        " if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_settings_that_are_not_known_are_refused_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "device.toml"
+    assert read(path) == Config()
+    path.write_text("[listen]\npre_roll_s = 1\n")
+    assert read(path).listen.pre_roll_s == 1.0
+    for text, says in (
+        ("[listen]\npreroll = 1", "listen.preroll: is not known"),
+        ("listen = 1", r"write \[listen\]"),
+        ("[spool]\nmax_bytes = 'much'", "spool.max_bytes = 'much': a int"),
+        ("[spool]\nmax_bytes = 1", "too small"),
+        ("source = ", "no TOML"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UsageError, match=says):
+            read(path)
+
+
+def test_a_device_that_is_not_enrolled_says_what_to_do(tmp_path: Path) -> None:
+    for command in ("run", "send", "update", "status"):
+        done = twophase(command, "--state", str(tmp_path / "none"))
+        assert done.returncode == 1
+        assert "device enroll" in done.stderr
