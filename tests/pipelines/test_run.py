@@ -7,12 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import nbclient
+import nbformat
 import pytest
 
 from twophase.local import process
 from twophase.release import golden, manifest
 from twophase.release.runtime import Pair
 
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "two_phase.ipynb"
 QUICK = ("--quick", "--per-label", "6", "--seed", "3")
 
 
@@ -102,3 +105,23 @@ def test_another_threshold_makes_another_release(first: dict[str, Any], home: Pa
     assert manifest.verify(Path(tuned["release"])).lineage["tuned_from"] == first["release_id"]
     compared = twophase("compare", tuned["release"], first["release"], "--data", str(data), "--json", home=home)
     assert json.loads(compared.stdout)["verdict"] in ("better", "worse", "not shown")
+
+
+@pytest.mark.timeout(900)
+def test_the_notebook_runs_from_top_to_bottom(first: dict[str, Any], home: Path, tmp_path: Path, monkeypatch) -> None:
+    """In the first run's workdir, so that its run through the official SDK finds the training done; to SUCCEEDED."""
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    (settings,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
+    settings.source += f"\nWORKDIR = {str(Path(first['release']).parents[1])!r}\nQUICK, PER_LABEL, SEED = True, 6, 3"
+    monkeypatch.setenv("TWOPHASE_HOME", str(home))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(NOTEBOOK.parents[1]), os.environ.get("PYTHONPATH", "")]))
+    done = nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    said = "\n".join(o.get("text", "") for cell in done.cells for o in cell.get("outputs", ()))
+    assert "write-report: succeeded" in said
+    assert "3 answered, 0 not" in said
+
+
+def test_the_notebook_is_kept_without_outputs() -> None:
+    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
+        assert not cell.get("outputs")
+        assert cell.get("execution_count") is None
