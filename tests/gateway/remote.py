@@ -6,6 +6,8 @@ import secrets
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +126,29 @@ class Process:
         self._process.wait()
         assert self._process.stderr is not None
         self._process.stderr.close()
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """The address of a platform in `folder` where an endpoint `two-phase` serves a stand-in release."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "serving"))
+    from standin import make
+
+    from twophase.audio.frontend import FRONT_END
+    from twophase.local.process import down, up
+
+    release = make(folder / "release", seed=1)
+    url = up(folder / "home").url
+    where = "projects/local/locations/us-central1"
+    with httpx.Client(base_url=f"{url}/v1/", timeout=60) as http:
+
+        def made(path: str, body: dict[str, Any]) -> Any:
+            return http.post(path, json=body).raise_for_status().json()["response"]
+
+        labels = {"front_end": FRONT_END.fingerprint}
+        model = {"displayName": "two-phase", "artifactUri": str(release), "labels": labels}
+        version = made(f"{where}/models:upload", {"model": model})["model"]
+        endpoint = made(f"{where}/endpoints", {"displayName": "two-phase"})["name"]
+        made(f"{endpoint}:deployModel", {"deployedModel": {"model": version}, "trafficSplit": {"0": 100}})
+    yield url
+    down(folder / "home")
