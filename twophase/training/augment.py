@@ -126,8 +126,9 @@ class Augment:
         snr_db = rng.uniform(*self.background_snr_db, size=len(out)).astype(np.float32)[chosen]
         signal = _power(out[chosen])
         noise = _power(background[chosen].astype(np.float32))
-        sounding = (out[chosen] > 0).any(axis=2)
-        noise *= np.logical_or.accumulate(sounding[:, ::-1], axis=1)[:, ::-1, None]
+        loudest: Floats = out[chosen].max(axis=2)  # of each frame, and then of it and those that follow
+        np.maximum.accumulate(loudest[:, ::-1], axis=1, out=loudest[:, ::-1])
+        noise *= (loudest > 0)[:, :, None]
         behind = np.maximum(noise.mean(axis=(1, 2)), np.float32(1e-3))  # an image that was shifted out has none
         ratio = signal.mean(axis=(1, 2)) / behind * np.float32(10.0) ** (snr_db / np.float32(-10.0))
         noise *= ratio[:, None, None]
