@@ -100,12 +100,14 @@ def find_clips(source: Path | str, workdir: Path | None = None) -> tuple[Clips, 
     """
     place, table = _place(str(source))
     files = sources.listing(place)
-    first = [*itertools.islice(files, 1)]
-    while first and "/" not in first[-1].name and (following := next(files, None)):  # a folder's files come first
-        first.append(following)
-    files = itertools.chain(first, files)
+    top = []
+    for file in files:  # a folder's files come before what is below it
+        top.append(file)
+        if "/" in file.name:
+            break
+    files = itertools.chain(top, files)
     skipped: list[tuple[str, str]] = []
-    if table.endswith(".csv") or (not table and any(f.name == TABLE for f in first)):
+    if table.endswith(".csv") or (not table and any(f.name == TABLE for f in top)):
         rows = _from_csv(table or TABLE, place, files)
     elif table:
         rows = _from_tar(next((f for f in files if f.name == table), Found(table, f"{place}/{table}", "")), skipped)

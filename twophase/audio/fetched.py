@@ -7,6 +7,7 @@ Both are caches: what is missing, damaged or too much for the disk is read again
 a listing ends, also when a bucket ended it; `fetched` is emptied as clips are decoded, and when images are collected.
 """
 
+import hashlib
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,7 @@ DIGESTS, FETCHED = "digests.npy", "fetched"
 MAX_BYTES = 8 << 30
 """Most that is kept of a bucket's clips until they are decoded, and never more than a quarter of the free disk."""
 
-_RECORD = np.dtype([("key", "<u8"), ("stamped", "<u8"), ("sha256", "u1", 32)])
+_RECORD = np.dtype([("key", "<u8"), ("check", "<u8"), ("sha256", "u1", 32)])  # key and check: the hash's 16 bytes
 _READERS = 16  # files read at once: more than cores, since a bucket's answer takes longer than its digest
 
 
@@ -36,6 +37,7 @@ class Digests:
         self._path = workdir / DIGESTS if workdir else None
         self._fetched = workdir / FETCHED if workdir else None
         self._known = _load(self._path)
+        self._keys = np.ascontiguousarray(self._known["key"])
         self._seen: list[NDArray[np.void]] = []
         self._room, self._lock = _room(workdir), Lock()
         self._pool = ThreadPoolExecutor(_READERS)  # a bucket answers many at once; hashing releases the lock
@@ -43,13 +45,13 @@ class Digests:
     def of(self, files: Sequence[Found]) -> list[str | sources.Unreachable]:
         """The digest of what lies at each place, or why it cannot be read; only what is new or has changed is read."""
         asked = np.zeros(len(files), _RECORD)
-        asked["key"] = [_hash(file.location) for file in files]
-        asked["stamped"] = [_hash(f"{file.location}\n{file.stamp}") if file.stamp else 0 for file in files]
-        at = np.minimum(np.searchsorted(self._known["key"], asked["key"]), max(0, len(self._known) - 1))
-        found = self._known[at] if len(self._known) else asked
-        same = (found["key"] == asked["key"]) & (found["stamped"] == asked["stamped"]) & (asked["stamped"] != 0)
-        same &= len(self._known) > 0
-        asked["sha256"][same] = found["sha256"][same]
+        asked["key"], asked["check"] = np.frombuffer(b"".join(map(_mark, files)), "<u8").reshape(-1, 2).T
+        stamped = np.array([bool(file.stamp) for file in files])
+        same = np.zeros(len(files), bool)
+        if len(self._known):
+            found = self._known[np.searchsorted(self._keys, asked["key"]) % len(self._known)]
+            same = stamped & (found["key"] == asked["key"]) & (found["check"] == asked["check"])
+            asked["sha256"][same] = found["sha256"][same]
         answers: list[str | sources.Unreachable] = [sha.tobytes().hex() for sha in asked["sha256"]]
         new = [int(i) for i in np.flatnonzero(~same)]
         for i, answer in zip(new, self._pool.map(self._read, [files[i] for i in new]), strict=True):
@@ -57,8 +59,8 @@ class Digests:
             if isinstance(answer, str):
                 asked["sha256"][i] = np.frombuffer(bytes.fromhex(answer), np.uint8)
             else:
-                asked["stamped"][i] = 0
-        self._seen.append(asked[asked["stamped"] != 0])
+                stamped[i] = False
+        self._seen.append(asked[stamped])
         return answers
 
     def __enter__(self) -> "Digests":
@@ -128,8 +130,8 @@ def _room(workdir: Path | None) -> int:
     return min(MAX_BYTES, shutil.disk_usage(workdir).free // 4) - held
 
 
-def _hash(text: str) -> int:
-    return int(digest(text.encode("utf-8", "surrogateescape"))[:16], 16)
+def _mark(file: Found) -> bytes:
+    return hashlib.sha256(f"{file.location}\n{file.stamp}".encode("utf-8", "surrogateescape")).digest()[:16]
 
 
 def _load(path: Path | None) -> NDArray[np.void]:
