@@ -1,5 +1,6 @@
 """What devices report, and what follows from it: figures with intervals, drift, and releases that are halted."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from sqlalchemy import insert, select, update
 
 from tests.gateway.remote import Device
-from twophase.gateway import devices, field, retention
+from twophase.gateway import advice, devices, field, retention
 from twophase.gateway.server import open_store
 from twophase.gateway.store import Store, clip, day, log, outcome
 
@@ -86,6 +87,26 @@ def put_day(store: Store, at: int, bin: int) -> None:
     scores[bin] = 2_000
     counters = {"windows": 2_000, "escalated": 100, "audited": 10, "scores": scores}
     store.do(lambda c: c.execute(insert(day).values(gate=GATE, day=at, device="d0", counters=counters)))
+
+
+def test_advice_is_given_once_with_the_clips_that_it_rests_on(store: Store, tmp_path: Path) -> None:
+    home, news = tmp_path, tmp_path / "news"
+    manifest = home / "updates" / "targets" / GATE / "assets.extra" / "0123.release.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(json.dumps({"operating_point": {"recall": 0.95}}))
+    report(store, "d0", status(100_000, 1_000, 500))
+    answered(store, "d0", "escalation", 90, 10, 1)
+    answered(store, "d0", "audit", 20, 180, 1000)  # recall .009 / (.009 + .099)
+    (home / "clips" / "d0").mkdir(parents=True)
+    (home / "clips" / "d0" / "1").write_bytes(b"fLaC...")
+    store.do(lambda c: c.execute(update(clip).where(clip.c.sequence == 1).values(prediction={"label": "Oboe"})))
+    (found,) = advice.give(store, home, news)
+    assert (found.gate, found.do) == (GATE, "retune")
+    assert advice.give(store, home, news) == []
+    folder = news / f"{GATE}-retune"
+    assert sorted(path.name for path in folder.iterdir()) == ["1-d0.flac", "labels.csv", "manifest.json"]
+    assert (folder / "labels.csv").read_text().splitlines() == ["fname,label,manually_verified", "1-d0.flac,Oboe,0"]
+    assert json.loads((folder / "manifest.json").read_text())["do"] == "retune"
 
 
 def test_a_release_that_fails_is_halted_for_all(store: Store) -> None:

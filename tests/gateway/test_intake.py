@@ -158,4 +158,4 @@ def test_others_are_not_answered_without_tls(tmp_path: Path) -> None:
         (Address(certificate=tmp_path / "none.pem"), "is no file"),
     ):
         with pytest.raises(UsageError, match=words):
-            run(tmp_path, nobody, address, Quota(), "", 30, said=print)
+            run(tmp_path, nobody, address, Quota(), "", 30, None, said=print)

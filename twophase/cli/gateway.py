@@ -45,6 +45,9 @@ def gateway_up(
     bytes_per_day: Annotated[int, typer.Option(help="What one device may send.")] = 1 << 30,
     keep_days: Annotated[float, typer.Option(help="How long sound and fetched answers are kept.")] = 30,
     bucket: Annotated[str, typer.Option(help="Bucket through which batch jobs go.")] = "twophase",
+    news: Annotated[
+        Path | None, typer.Option(help="Folder watched for new data: advice to retrain goes there.")
+    ] = None,
     database: Database = "",
     project: Project = LOCAL,
     region: Region = US,
@@ -60,7 +63,7 @@ def gateway_up(
     address = Address(host, port, certificate, private_key, behind_proxy, metrics_port)
     classifier = VertexClassifier(project, region, api_endpoint or platform(None), model, bucket)
     quota = Quota(clips=clips_per_day, bytes=bytes_per_day)
-    run(_home(home), classifier, address, quota, database, keep_days, said=lambda url: typer.echo(url, err=True))
+    run(_home(home), classifier, address, quota, database, keep_days, news, said=lambda url: typer.echo(url, err=True))
 
 
 @gateway_app.command("enrol")

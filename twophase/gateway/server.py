@@ -9,6 +9,7 @@ Without a certificate it answers on loopback only, or behind a proxy that ends T
 """
 
 import ipaddress
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from typing import Any
 
 from twophase.errors import TwoPhaseError, UsageError
 from twophase.files import locked
+from twophase.gateway.advice import give
 from twophase.gateway.classifier import Classifier
 from twophase.gateway.intake import Quota
 from twophase.gateway.retention import expire
@@ -25,6 +27,7 @@ from twophase.gateway.store import Store
 from twophase.serving.server import end_on_signals, listening, options
 
 CONNECTIONS = 4_000
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ def run(
     quota: Quota,
     database: str,
     keep_days: float,
+    news: Path | None,
     said: Callable[[str], None],
 ) -> None:
     """Answer until told to stop; `said` is called with the address once it listens.
@@ -68,7 +72,7 @@ def run(
         from twophase.gateway.app import Gateway
 
         store = open_store(home, database)
-        _expire_every_hour(store, home, keep_days)
+        _every_hour(store, home, keep_days, news)
         gateway = Gateway(home, store, classifier, quota)
         bound.listen(2048)
         if address.metrics_port:
@@ -86,13 +90,20 @@ def run(
             store.close()
 
 
-def _expire_every_hour(store: Store, home: Path, keep_days: float) -> None:
+def _every_hour(store: Store, home: Path, keep_days: float, news: Path | None) -> None:
+    """Forget what is over, and give advice, now and every hour."""
+
     def work() -> None:
         while True:
-            expire(store, home, keep_days)
+            try:
+                expire(store, home, keep_days)
+                for item in give(store, home, news):
+                    _logger.warning("%s: %s, %s", item.gate, item.do, item.why)
+            except Exception:  # an hour later the disk may have room again
+                _logger.exception("the hourly work failed")
             time.sleep(3600)
 
-    threading.Thread(target=work, name="retention", daemon=True).start()
+    threading.Thread(target=work, name="hourly", daemon=True).start()
 
 
 def _tls(address: Address) -> dict[str, Any]:

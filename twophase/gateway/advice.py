@@ -1,0 +1,107 @@
+"""What the field says should be done: retune a gate that misses too much, retrain one whose sound has changed.
+
+Advice is given once for a gate and a reason: it stands among the events, and where a folder for news is named it comes
+with the clips that it rests on, in a form that the trigger on new data (`pipelines/news.py`) and `twophase data` read:
+
+    NEWS/GATE-REASON/SEQUENCE-DEVICE.flac   the audit and escalation clips of that gate that are still here
+    NEWS/GATE-REASON/labels.csv             fname,label,manually_verified: the classifier's labels, not verified
+    NEWS/GATE-REASON/manifest.json          the advice and its figures; written last: the trigger waits for it
+"""
+
+import csv
+import io
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sqlalchemy import select
+
+from twophase.errors import TwoPhaseError
+from twophase.files import new_directory, read_json, write_json
+from twophase.gateway import field
+from twophase.gateway.store import Store, clip, log, note
+from twophase.release.manifest import EXTRA
+
+WHAT = "advice"
+_SUFFIXES = {b"fLaC": ".flac", b"RIFF": ".wav", b"OggS": ".ogg"}
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One thing that should be done."""
+
+    gate: str
+    do: str
+    """`retune` or `retrain`."""
+    why: str
+
+
+def advise(figures: list[field.Field], promised: dict[str, float]) -> list[Advice]:
+    """What figures of the field call for; `promised` is each gate's recall when its threshold was chosen."""
+    found = []
+    for f in figures:
+        if f.recall is not None and f.recall.high < promised.get(f.gate, 0.0):
+            between = f"between {f.recall.low:.1%} and {f.recall.high:.1%}"
+            found.append(Advice(f.gate, "retune", f"its recall is {between}, chosen for {promised[f.gate]:.1%}"))
+        if f.drift is not None and f.drift > field.DRIFTED:
+            found.append(
+                Advice(f.gate, "retrain", f"its scores drifted: stability index {f.drift:.2f} > {field.DRIFTED}")
+            )
+    return found
+
+
+def give(store: Store, home: Path, news: Path | None) -> list[Advice]:
+    """Give the advice that was not given before; what is new of it. Raises `TwoPhaseError` for a bad `news`."""
+    figures = store.do(field.figures)
+    given = store.do(lambda c: set(c.scalars(select(log.c.message).where(log.c.what == WHAT))))
+    new = []
+    for item in advise(figures, _promised(home, [f.gate for f in figures])):
+        if any(message.startswith(f"{item.gate} {item.do}:") for message in given):
+            continue
+        if news is not None:
+            _write(store, home, news / f"{item.gate}-{item.do}", item, next(f for f in figures if f.gate == item.gate))
+        store.do(lambda c, item=item: note(c, WHAT, "", f"{item.gate} {item.do}: {item.why}"))  # type: ignore[misc]
+        new.append(item)
+    return new
+
+
+def _write(store: Store, home: Path, folder: Path, item: Advice, figures: field.Field) -> None:
+    if (folder / "manifest.json").is_file():
+        return  # given before, and the event lost to a crash
+    shutil.rmtree(folder, ignore_errors=True)
+    rows = store.do(
+        lambda c: c.execute(
+            select(clip.c.device, clip.c.sequence, clip.c.prediction).where(
+                clip.c.gate == item.gate, clip.c.prediction.is_not(None)
+            )
+        ).all()
+    )
+    with new_directory(folder) as aside:
+        table = io.StringIO(newline="")
+        writer = csv.writer(table)
+        writer.writerow(["fname", "label", "manually_verified"])
+        for row in rows:
+            source = home / "clips" / row.device / str(row.sequence)
+            if source.is_file():
+                name = f"{row.sequence}-{row.device}{_suffix(source)}"
+                shutil.copyfile(source, aside / name)
+                writer.writerow([name, row.prediction["label"], 0])
+        (aside / "labels.csv").write_text(table.getvalue())
+    write_json(folder / "manifest.json", {**asdict(item), "figures": asdict(figures)})
+
+
+def _suffix(path: Path) -> str:
+    with path.open("rb") as file:
+        return _SUFFIXES.get(file.read(4), ".mp3")
+
+
+def _promised(home: Path, gates: list[str]) -> dict[str, float]:
+    """The recall that each published gate's threshold was chosen for."""
+    found = {}
+    for gate in gates:
+        for path in (home / "updates" / "targets" / gate / EXTRA).glob("*.release.json"):
+            try:
+                found[gate] = float(read_json(path, "release manifest")["operating_point"]["recall"])
+            except (TwoPhaseError, KeyError, TypeError, ValueError):
+                continue  # not a manifest that says so: no promise
+    return found
