@@ -19,6 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -243,7 +244,7 @@ class Target(ABC):
         """Take away what is older than the version before the live one."""
         previous = found.alone if found.alone not in (None, live) else before(found.history, live)
         for old in [version for version in found.shares if version not in (live, previous)]:
-            do(f"take version {old} away, which has no traffic any more", lambda old=old: self.detach(old))
+            do(f"take version {old} away, which has no traffic any more", partial(self.detach, old))
 
 
 def words_of(shares: Mapping[str, int]) -> str:
