@@ -96,6 +96,21 @@ def test_several_shards_make_the_same_images(folder: Path, tmp_path: Path, monke
     assert np.array_equal(many.take(np.arange(len(many))), one.take(np.arange(len(one))))
 
 
+def test_shards_come_from_folders_of_their_own(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an engine hands them over: each step's output has a place of its own, in no order."""
+    one = made(folder, tmp_path / "one")
+    monkeypatch.setattr(images, "CLIPS_PER_SHARD", 5)
+    clips = read_source(folder).clips
+    shards = []
+    for i, shard in enumerate(plan(clips, tmp_path / "plan", len(clips))):
+        (tmp_path / f"step-{9 - i}").mkdir()
+        shards.append(shard.rename(tmp_path / f"step-{9 - i}" / shard.name))
+    results = [images.make_shard(tmp_path / "w" / "images", shard) for shard in shards]
+    found = images.collect(results[::-1], shards[::-1], ["label-0"], tmp_path / "w" / "set", "fail", planned=36)
+    assert found.digest == one.digest
+    assert found.clips == one.clips
+
+
 def test_again_with_new_with_fewer_and_with_other_clips(folder: Path, tmp_path: Path, counted: list[str]) -> None:
     first = made(folder, tmp_path / "w")
     before = content(tmp_path / "w")

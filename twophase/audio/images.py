@@ -6,8 +6,8 @@
     SET/set.json                   written last: wanted labels, clips that cannot be used, digests
 
 A clip's shard depends on its content alone, and shards are ranges of digests: one after the other they are in order, so
-neither planning nor collecting holds more than one shard. The packs themselves are `packs.py`'s,
-where they lie `store.py`'s: a set may be moved to another machine, which then reads the same store.
+neither planning nor collecting holds more than one shard. What is in a pack is `packs.py`'s, where it lies `store.py`'s:
+a set may be moved to another machine, which then reads the same store.
 """
 
 import hashlib
@@ -115,7 +115,8 @@ def collect(
 ) -> "ImageSet":
     """Join what came of the shards into an image set at `folder`, which is `WORKDIR/set`; return it.
 
-    Packs of the workdir's own store that the set does not use are deleted.
+    Shards may lie in folders of their own; their names say their order. Packs of the workdir's own store that the set
+    does not use are deleted.
 
     `on_bad_clip` is `skip` (bad clips are named in the set) or `fail`; `skipped` are files that were left out before,
     with the reason why, which the set names too; `planned` is how many clips there must be. Raises `TwoPhaseError` for
@@ -130,7 +131,7 @@ def collect(
         labels.check(bad)
     store = Store(read_json(made[0], "result of a shard")["store"])
     with replacing(folder / "clips.jsonl", "w") as file:
-        for shard, result in sorted(zip(shards, made, strict=True)):
+        for shard, result in sorted(zip(shards, made, strict=True), key=lambda pair: pair[0].name):
             for clip, pack, entry in _joined(shard, result, store):
                 count += 1
                 sides.add(clip)
