@@ -6,7 +6,7 @@
     SET/set.json                   written last: wanted labels, clips that cannot be used, digests
 
 A clip's shard depends on its content alone, and shards are ranges of digests: one after the other they are in order, so
-neither planning nor collecting holds more than one shard. What is in a pack is `packs.py`'s, where it lies `store.py`'s:
+neither planning nor collecting holds more than one shard. What packs hold is `packs.py`'s, where they lie `store.py`'s:
 a set may be moved to another machine, which then reads the same store.
 """
 
