@@ -68,7 +68,10 @@ def routes_of(environment: Mapping[str, str]) -> tuple[tuple[str, ...], tuple[st
 
 def options() -> dict[str, Any]:
     """How uvicorn is run by every server here."""
+    from twophase.serving.http import Connection
+
     return {
+        "http": Connection,
         "lifespan": "off",
         "access_log": False,
         "log_level": "warning",
