@@ -28,7 +28,7 @@ locals {
   triggered = var.data != "" && var.trainer_image != ""
   apis = concat(
     ["aiplatform", "artifactregistry", "compute", "iam", "storage"],
-    local.triggered ? ["cloudbuild", "cloudfunctions", "cloudscheduler", "cloudtasks", "eventarc", "pubsub", "run"] : [],
+    local.triggered ? ["cloudscheduler", "cloudtasks", "eventarc", "pubsub", "run"] : [],
   )
 }
 

@@ -15,6 +15,7 @@ from pipelines.places import Machines, vertex
 from twophase.audio import sources
 from twophase.errors import TwoPhaseError, UsageError
 from twophase.files import digest_of
+from twophase.targets.vertex import SERVER_IMAGE
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "STRING": (str,),
@@ -114,12 +115,14 @@ def for_vertex(
     machines: Machines | None,
     project: str,
     region: str,
+    server_image: str = "",
     **given: Any,
 ) -> Submission:
-    """A run of `two_phase.vertex` in Google's cloud, or with `image` empty a `UsageError` that says what is missing.
+    """A run of `two_phase.vertex` in Google's cloud. Raises `UsageError` for what Vertex AI could not reach.
 
-    `given` are further fields of the submission. Steps share no disk: what they hand on lies below `bucket`, and so do
-    the packs of images, which a later run finds again.
+    `server_image` serves the classifier: ours, from beside the trainer's, where it is empty. `given` are further fields
+    of the submission. Steps share no disk: what they hand on lies below `bucket`, and so do the packs of images, which a
+    later run finds again.
     """
     at = in_bucket(bucket)
     _need_url(arguments.get("data", ""))
@@ -128,7 +131,8 @@ def for_vertex(
             f"--image {image or '(none)'}: Vertex AI cannot pull it; push the trainer with `twophase containers push` "
             "and give its name, such as us-central1-docker.pkg.dev/PROJECT/twophase/trainer:0.1.0"
         )
-    place = {"project": project, "region": region, "store": f"gs://{at}/images"}
+    serving = server_image or f"{image.rpartition('/')[0]}/{SERVER_IMAGE.rpartition('/')[2]}"
+    place = {"project": project, "region": region, "store": f"gs://{at}/images", "server_image": serving}
     told = {**_with_digest(arguments), **place}
     spec = vertex_spec("two_phase.vertex", image, machines)
     labels = {**_labels(told), **given.pop("labels", {})}

@@ -100,6 +100,7 @@ def test_steps_in_the_cloud_run_in_the_pushed_image_with_images_in_the_bucket() 
     assert asked.root == "gs://b/two-phase/runs"
     assert asked.arguments["store"] == "gs://b/two-phase/images"
     assert "twophase/trainer:0.1.0-python3.11" not in json.dumps(asked.spec).replace(IMAGE, "")
+    assert asked.arguments["server_image"] == "us-central1-docker.pkg.dev/p/twophase/server:0.1.0"
     assert "SPOT" in json.dumps(asked.spec)
 
 

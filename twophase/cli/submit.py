@@ -62,6 +62,9 @@ def submit(
     workdir: Workdir = WORKDIR,
     bucket: Annotated[str, typer.Option(help="Vertex: gs://BUCKET for outputs and images.")] = "",
     image: Annotated[str, typer.Option(help="The trainer image, where it can be pulled from.")] = "",
+    server_image: Annotated[
+        str, typer.Option(help="Vertex: the image that serves the classifier. Default: ours, from beside --image.")
+    ] = "",
     host: Annotated[str, typer.Option(help="Kubeflow: address of the Pipelines API.")] = "",
     store: Annotated[
         str, typer.Option(help="Kubeflow: where images are kept: a URL, or a folder that all pods mount.")
@@ -123,6 +126,7 @@ def submit(
             None if chosen == Machines() else chosen,
             project,
             region,
+            server_image,
             labels=_pairs("--label", label),
             service_account=service_account,
             network=network,
