@@ -120,8 +120,8 @@ def for_vertex(
 ) -> Submission:
     """A run of `two_phase.vertex` in Google's cloud. Raises `UsageError` for what Vertex AI could not reach.
 
-    `server_image` serves the classifier: ours, from beside the trainer's, where it is empty. `given` are further fields
-    of the submission. Steps share no disk: what they hand on lies below `bucket`, and so do the packs of images, which a
+    `server_image` serves the classifier: ours, from beside the trainer's, where it is empty. `given` are more fields of
+    the submission. Steps share no disk: what they hand on lies below `bucket`, and so do the packs of images, which a
     later run finds again.
     """
     at = in_bucket(bucket)
