@@ -36,8 +36,8 @@ class Vertex:
         self.parent = f"projects/{project}/locations/{region}"
         local = self.address.startswith("http://")
         token = os.environ.get("TWOPHASE_TOKEN") if local else _token()
-        headers = {"authorization": f"Bearer {token}"} if token else {}
-        self._http = httpx.Client(base_url=f"{self.address}/v1/", headers=headers, timeout=60.0)
+        self.headers = {"authorization": f"Bearer {token}"} if token else {}
+        self._http = httpx.Client(base_url=f"{self.address}/v1/", headers=self.headers, timeout=60.0)
 
     def list(self, collection: str, field: str, **params: str) -> Iterator[JSON]:
         """Every item of a collection such as `{parent}/models`, page by page; `field` names the list in an answer."""
