@@ -160,6 +160,14 @@ class TestTars:
             assert len(decode(sources.read(clip.path))) == 8000
         assert len(find_clips(tmp_path / "tars" / "shard-001.tar")[0]) == 2
 
+    def test_beside_folders(self, folder: Path, tmp_path: Path) -> None:
+        clip = write_clip(tmp_path / "more.wav", hz=2222)
+        write_tar(folder / "more.tar", {"label-9/a.wav": clip.read_bytes()})
+        clips, skipped = find_clips(folder)
+        assert len(clips) == 37
+        assert next(c.name for c in clips if c.label == "label-9") == "more.tar/label-9/a.wav"
+        assert skipped == []
+
     @pytest.mark.parametrize(
         ("name", "data", "words"),
         [
