@@ -12,7 +12,9 @@ from typing import Any
 
 from kfp import dsl
 
+from components import kserve
 from components.batch import find_version, predict_batch
+from components.compare_releases import compare_releases
 from components.container_model import container_model
 from components.deployment import deploy_version, promote_version
 from components.end_of_run import end_of_run
@@ -21,7 +23,7 @@ from components.registration import register_version
 from twophase.targets.traffic import MACHINE
 
 Named = dict[str, Any]
-"""The arguments that name a model at an address: project, region, api_endpoint, model."""
+"""The arguments that name a model: project, region, api_endpoint, model; on a cluster namespace, releases, model."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Place:
     name: str
     training: Callable[[Any], Any]
     """A training component as this place runs it."""
+    compare: Callable[[Named, dict[str, Any]], Any]
+    """Compare a release with the live one: (named, what is compared)."""
     go_live: Callable[[Any, Named, Any], None]
     """Register and deploy a release: (release, named, server image)."""
     predict: Callable[[Any, Any, Named, Any], None]
@@ -82,12 +86,12 @@ class Place:
 
 def local() -> Place:
     """Every step on this machine; the model is registered and deployed at `api_endpoint`."""
-    return Place("local", lambda component: component, _go_live, _predict, in_cloud=False)
+    return Place("local", lambda component: component, _compare, _go_live, _predict, in_cloud=False)
 
 
 def kubeflow() -> Place:
-    """Kubeflow Pipelines; the model is registered and deployed at `api_endpoint`, Vertex AI's or `twophase local`'s."""
-    return Place("kubeflow", lambda component: component, _go_live, _predict, in_cloud=True)
+    """Kubeflow Pipelines, with KServe as the place where releases go live."""
+    return Place("kubeflow", lambda component: component, _kserve_compare, _kserve_go_live, _predict, in_cloud=True)
 
 
 def vertex(machines: Machines = Machines()) -> Place:
@@ -108,15 +112,36 @@ def vertex(machines: Machines = Machines()) -> Place:
             encryption_spec_key_name=machines.encryption_key,
         )
 
-    return Place("vertex", training, _google_go_live, _google_predict, in_cloud=True)
+    return Place("vertex", training, _compare, _google_go_live, _google_predict, in_cloud=True)
 
 
 PLACES: dict[str, Callable[[], Place]] = {"local": local, "vertex": vertex, "kubeflow": kubeflow}
 
 
+_VERTEX = ("project", "region", "api_endpoint", "model")
+_CLUSTER = ("namespace", "releases", "model")
+
+
+def _of(named: Named, names: tuple[str, ...]) -> Named:
+    return {name: named[name] for name in names}
+
+
+def _compare(named: Named, compared: dict[str, Any]) -> Any:
+    return compare_releases(**compared, **_of(named, _VERTEX))
+
+
+def _kserve_compare(named: Named, compared: dict[str, Any]) -> Any:
+    return kserve.compare_releases(**compared, **_of(named, _CLUSTER))
+
+
+def _kserve_go_live(release: Any, named: Named, server_image: Any) -> None:
+    kserve.deploy_version(release=release, image=server_image, **_of(named, _CLUSTER)).set_caching_options(False)
+
+
 def _go_live(release: Any, named: Named, server_image: Any) -> None:
-    version = register_version(release=release, **named).set_caching_options(False)
-    deploy_version(release=release, version=version.output, **named).set_caching_options(False)
+    place = _of(named, _VERTEX)
+    version = register_version(release=release, **place).set_caching_options(False)
+    deploy_version(release=release, version=version.output, **place).set_caching_options(False)
 
 
 def _predict(source: Any, destination: Any, named: Named, machine_type: Any) -> None:
@@ -130,7 +155,8 @@ def _google_go_live(release: Any, named: Named, server_image: Any) -> None:
     from google_cloud_pipeline_components.v1.model import ModelUploadOp
 
     address = f"https://{named['region']}-aiplatform.googleapis.com/v1/"
-    live = find_live(**named).set_caching_options(False)
+    place = _of(named, _VERTEX)
+    live = find_live(**place).set_caching_options(False)
     container = container_model(release=release, image=server_image)
     shared = {"project": named["project"], "location": named["region"]}
     model = {
@@ -168,7 +194,7 @@ def _google_go_live(release: Any, named: Named, server_image: Any) -> None:
         dedicated_resources_min_replica_count=1,
         dedicated_resources_max_replica_count=1,
     ).set_caching_options(False)
-    promote_version(release=release, version=version, **named).set_caching_options(False).after(canary)
+    promote_version(release=release, version=version, **place).set_caching_options(False).after(canary)
 
 
 def _google_predict(source: Any, destination: Any, named: Named, machine_type: Any) -> None:

@@ -139,11 +139,18 @@ def for_vertex(
     return Submission(spec, new_id(), told, root=f"gs://{at}/runs", labels=labels, **given)
 
 
-def for_kubeflow(arguments: dict[str, Any], root: str, image: str, store: str, **given: Any) -> Submission:
-    """A run of `two_phase.kubeflow`; `store` is where all its pods find the images."""
+def for_kubeflow(
+    arguments: dict[str, Any], bucket: str, image: str, namespace: str, server_image: str = "", **given: Any
+) -> Submission:
+    """A run of `two_phase.kubeflow`; below `bucket`, a URL, lie its outputs, images and the releases KServe reads."""
     _need_url(arguments.get("data", ""))
+    if not sources.is_url(bucket):
+        raise UsageError(f"--bucket {bucket or '(none)'}: s3://BUCKET, gs://BUCKET and the like are accepted")
+    at = f"{bucket.rstrip('/')}/two-phase"
+    place = {"store": f"{at}/images", "releases": f"{at}/releases", "namespace": namespace}
+    told = {**_with_digest(arguments), **place, **({"server_image": server_image} if server_image else {})}
     spec = _with_image(spec_path("two_phase.kubeflow").read_text("utf-8"), image)
-    return Submission(spec, new_id(), {**_with_digest(arguments), "store": store}, root=root, **given)
+    return Submission(spec, new_id(), told, root=f"{at}/runs", **given)
 
 
 def in_bucket(bucket: str) -> str:

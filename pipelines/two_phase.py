@@ -10,7 +10,6 @@ from typing import Any
 from kfp import dsl
 
 from components.collect_images import collect_images
-from components.compare_releases import compare_releases
 from components.evaluate_pair import evaluate_pair
 from components.export_release import export_release
 from components.generate_data import generate_data
@@ -48,9 +47,15 @@ def two_phase(place: Place) -> Any:
         region: str = "us-central1",
         model: str = "two-phase",
         server_image: str = SERVER_IMAGE,
+        namespace: str = "default",
+        releases: str = "",
     ) -> None:
-        """`data` empty renders clips; `rule` is empty, `recall=R` or `miss=A,call=B`; `api_endpoint` is Vertex AI's."""
+        """`data` empty renders clips; `rule` is empty, `recall=R` or `miss=A,call=B`; `api_endpoint` is Vertex AI's.
+
+        `namespace` and `releases` (a URL that the cluster reads) are where KServe finds things.
+        """
         named = {"project": project, "region": region, "api_endpoint": api_endpoint, "model": model}
+        named |= {"namespace": namespace, "releases": releases}
         with place.guard(named):
             found = place.keep(
                 generate_data(
@@ -107,6 +112,7 @@ def go_live_if_better(
     place: Place, clips: Any, evaluation: Any, release: Any, workdir: Any, named: Named, server_image: Any
 ) -> None:
     """The end of the pipeline: compare with what is live, and only where that is beaten let the release go live."""
-    verdict = place.ask(compare_releases(clips=clips, evaluation=evaluation, release=release, workdir=workdir, **named))
+    compared = {"clips": clips, "evaluation": evaluation, "release": release, "workdir": workdir}
+    verdict = place.ask(place.compare(named, compared))
     with dsl.If(verdict.output == "better", name="better"):
         place.go_live(release, named, server_image)

@@ -75,8 +75,11 @@ def test_no_path_of_one_machine_is_in_the_spec(name: str) -> None:
     assert "/home/" not in text
 
 
-def test_kubeflow_runs_the_same_graph_as_this_machine() -> None:
-    assert graph("two_phase.kubeflow") == graph("two_phase.local")
+def test_kubeflow_differs_in_where_the_live_release_is_and_in_nothing_else() -> None:
+    here, there = graph("two_phase.local"), graph("two_phase.kubeflow")
+    assert here.keys() == there.keys()
+    assert {path for path in here if here[path] != there[path]} == {"compare-releases"}
+    assert [path for path, _, _ in tasks(spec("two_phase.kubeflow")) if LIVE in path] == [f"{LIVE}/deploy-version"]
 
 
 def test_vertex_differs_in_what_training_runs_on_and_in_nothing_else() -> None:

@@ -60,15 +60,13 @@ def submit(
     api_endpoint: ApiEndpoint = "",
     home: Home = None,
     workdir: Workdir = WORKDIR,
-    bucket: Annotated[str, typer.Option(help="Vertex: gs://BUCKET for outputs and images.")] = "",
+    bucket: Annotated[str, typer.Option(help="Vertex: gs://BUCKET for outputs and images. Kubeflow: a URL.")] = "",
     image: Annotated[str, typer.Option(help="The trainer image, where it can be pulled from.")] = "",
     server_image: Annotated[
         str, typer.Option(help="Vertex: the image that serves the classifier. Default: ours, from beside --image.")
     ] = "",
     host: Annotated[str, typer.Option(help="Kubeflow: address of the Pipelines API.")] = "",
-    store: Annotated[
-        str, typer.Option(help="Kubeflow: where images are kept: a URL, or a folder that all pods mount.")
-    ] = "",
+    namespace: Annotated[str, typer.Option(help="Kubeflow: where KServe serves.")] = "default",
     machine: Annotated[str, typer.Option(help="Vertex: machine type that training runs on.")] = "",
     accelerator: Annotated[str, typer.Option(help="Vertex: accelerator of that machine, such as NVIDIA_L4.")] = "",
     spot: Annotated[bool, typer.Option("--spot", help="Vertex: train on machines that may be taken away.")] = False,
@@ -90,6 +88,7 @@ def submit(
     """
     from dataclasses import replace
 
+    from components import IMAGE
     from pipelines import clients, submission
     from pipelines.places import Machines
 
@@ -140,9 +139,14 @@ def submit(
     elif target == "kubeflow":
         if not host:
             raise UsageError("--host: give the address of the Kubeflow Pipelines API, such as http://localhost:8888")
-        named = {**arguments, "project": project, "region": region, "api_endpoint": api_endpoint}
         asked = submission.for_kubeflow(
-            named, bucket, image, store, service_account=service_account, experiment=experiment
+            arguments,
+            bucket,
+            image or IMAGE,
+            namespace,
+            server_image,
+            service_account=service_account,
+            experiment=experiment,
         )
         client = clients.Kubeflow(host)
     else:
