@@ -1,8 +1,10 @@
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy import create_engine
 
 from tests.gateway.remote import Device, Process, serving
 from twophase.gateway import devices
@@ -26,6 +28,22 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, st
     process = Process(home, *NOWHERE)
     yield home, process.said
     process.stop()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest) -> str:
+    """What `--database` names: nothing, and the empty PostgreSQL that `TWOPHASE_POSTGRES` names, where it names one."""
+    if request.param == "sqlite":
+        return ""
+    url = os.environ.get("TWOPHASE_POSTGRES", "")
+    if not url:
+        pytest.skip("needs a PostgreSQL: set TWOPHASE_POSTGRES to postgresql://USER@HOST:PORT/DATABASE")
+    engine = create_engine(url.replace("postgresql:", "postgresql+pg8000:"))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP SCHEMA public CASCADE")
+        connection.exec_driver_sql("CREATE SCHEMA public")
+    engine.dispose()
+    return url
 
 
 @pytest.fixture

@@ -27,9 +27,15 @@ def flac(pitch: int) -> bytes:
     return file.getvalue()
 
 
-def test_few_clips_are_answered_online_and_once(classifier: str, tmp_path: Path) -> None:
-    process = Process(tmp_path, "--api-endpoint", classifier)
-    store = open_store(tmp_path)
+@pytest.fixture
+def store(tmp_path: Path, database: str) -> Iterator[Store]:
+    store = open_store(tmp_path, database)
+    yield store
+    store.close()
+
+
+def test_few_clips_are_answered_online_and_once(classifier: str, store: Store, database: str, tmp_path: Path) -> None:
+    process = Process(tmp_path, "--api-endpoint", classifier, "--database", database)
     with httpx.Client(base_url=process.said, timeout=60) as http:
         device = Device(http)
         device.enrol(store.do(lambda c: devices.expect(c, "porch")))
@@ -47,15 +53,7 @@ def test_few_clips_are_answered_online_and_once(classifier: str, tmp_path: Path)
         assert bad["error"]["code"] == 400
         other = device.announce(announced(3, flac(3))).json()["clips"][0]
         assert (other["state"], other["error"]["code"]) == ("rejected", 412)
-    store.close()
     process.stop()
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = open_store(tmp_path)
-    yield store
-    store.close()
 
 
 def backlog(store: Store, home: Path, clips: int) -> None:

@@ -19,8 +19,8 @@ GATE = "r-0123456789ab"
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = open_store(tmp_path)
+def store(tmp_path: Path, database: str) -> Iterator[Store]:
+    store = open_store(tmp_path, database)
     for i in range(40):
         store.do(lambda c, i=i: devices.expect(c, f"d{i}"))
     yield store

@@ -183,9 +183,7 @@ class Store:
 
         Raises `TwoPhaseError` when it cannot be used.
         """
-        url = (
-            f"sqlite:///{place}" if isinstance(place, Path) else place.replace("postgresql:", "postgresql+psycopg:", 1)
-        )
+        url = f"sqlite:///{place}" if isinstance(place, Path) else place.replace("postgresql:", "postgresql+pg8000:", 1)
         try:
             self._engine = _engine(url)
             with self._engine.begin() as connection:
