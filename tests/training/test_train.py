@@ -19,11 +19,12 @@ from twophase.training.evaluate import evaluate, evaluate_conditions
 from twophase.training.fit import Recipe
 
 
-def test_the_small_classifier_starts_from_what_it_learned_of_rendered_sounds() -> None:
-    first, second = (networks.classifier(5).get_weights() for _ in range(2))
+@pytest.mark.parametrize("make", [networks.gate, networks.classifier])
+def test_the_small_networks_start_from_what_they_learned_of_rendered_sounds(make) -> None:
+    first, second = (make(5).get_weights() for _ in range(2))
     for a, b in zip(first[:-2], second[:-2], strict=True):  # all but the last layer's
         np.testing.assert_array_equal(a, b)
-    assert (networks.classifier(5, weights="random").get_weights()[0] != first[0]).any()
+    assert (make(5, weights="random").get_weights()[0] != first[0]).any()
 
 
 def test_a_start_is_kept_and_taken_up_and_refused_for_another_front_end(tmp_path: Path) -> None:

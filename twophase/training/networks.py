@@ -24,28 +24,27 @@ if TYPE_CHECKING:
 
 BACKBONES = ("small", "mobilenetv2")
 
-START = Path(__file__).parent / "start.npz"
-"""The weights that the small classifier's training starts from; made by pretrain.py."""
+STARTS = {name: Path(__file__).parent / f"start-{name}.npz" for name in ("gate", "classifier")}
+"""The weights that training starts from; made by pretrain.py."""
 
 
-def gate() -> "keras.Model":
-    """About 40,000 parameters; one logit: is it wanted?"""
-    return _convolutions("gate", ((16, 5), (32, 3), (48, 3), (48, 3)), outputs=1, dropout=0.1)
+def gate(outputs: int = 1, weights: str | None = None) -> "keras.Model":
+    """About 40,000 parameters; one logit: is it wanted? `weights` are None for those of `STARTS`, or `random`."""
+    widths = ((16, 5, 2), (32, 3, 2), (48, 3, 2), (48, 3, 2))
+    return _started(_convolutions("gate", widths, outputs, dropout=0.1), weights)
 
 
 def classifier(outputs: int, backbone: str = "small", weights: str | None = None) -> "keras.Model":
-    """About 170,000 parameters, or MobileNetV2; `outputs` logits.
+    """About 250,000 parameters, or MobileNetV2; `outputs` logits.
 
-    `weights`: None for what the backbone comes with (the small one: `START`, MobileNetV2: nothing), `random`, or for
+    `weights`: None for what the backbone comes with (the small one: `STARTS`, MobileNetV2: nothing), `random`, or for
     `mobilenetv2` alone `imagenet` or a `.weights.h5` file of it.
     """
     if backbone == "small":
         if weights not in (None, "random"):
             raise UsageError(f"--weights {weights}: is not for the small network; leave it out, or give random")
-        network = _convolutions("classifier", ((24, 3), (48, 3), (96, 3), (128, 3)), outputs, dropout=0.2)
-        if weights is None:
-            start(network)
-        return network
+        widths = ((32, 3, 2), (64, 3, 2), (128, 3, 2), (128, 3, 1))
+        return _started(_convolutions("classifier", widths, outputs, dropout=0.2), weights)
     if backbone == "mobilenetv2":
         return _mobilenetv2(outputs, None if weights == "random" else weights)
     raise UsageError(f"--backbone {backbone}: is not known; {', '.join(BACKBONES)} are")
@@ -63,8 +62,8 @@ def keep_start(network: "keras.Model", file: Path) -> None:
         np.savez_compressed(out, front_end=np.array(FRONT_END.fingerprint), **arrays)
 
 
-def start(network: "keras.Model", file: Path = START) -> None:
-    """Give the small classifier, below its last layer, the weights that `pretrain.py` found on rendered sounds.
+def start(network: "keras.Model", file: Path) -> None:
+    """Give a network, below its last layer, the weights that `pretrain.py` found on rendered sounds.
 
     Raises `TwoPhaseError` when they were learned from other images than this program's front end makes.
     """
@@ -82,13 +81,21 @@ def start(network: "keras.Model", file: Path = START) -> None:
             layer.set_weights(weights)
 
 
-def _convolutions(name: str, widths: tuple[tuple[int, int], ...], outputs: int, dropout: float) -> "keras.Model":
+def _started(network: "keras.Model", weights: str | None) -> "keras.Model":
+    if weights is None:
+        start(network, STARTS[network.name])
+    return network
+
+
+def _convolutions(name: str, widths: tuple[tuple[int, int, int], ...], outputs: int, dropout: float) -> "keras.Model":
+    """A layer for each (filters, kernel, stride over frequency); every layer halves time."""
     from keras import Input, Model, layers
 
     x = image = Input((*FRONT_END.shape, 1), name="image")
     x = layers.Rescaling(1 / 127.5, offset=-1.0)(x)
-    for i, (filters, kernel) in enumerate(widths):
-        x = layers.Conv2D(filters, kernel, strides=2, padding="same", use_bias=False, name=f"convolution{i}")(x)
+    for i, (filters, kernel, stride) in enumerate(widths):
+        strides = (2, stride)
+        x = layers.Conv2D(filters, kernel, strides, padding="same", use_bias=False, name=f"convolution{i}")(x)
         x = layers.BatchNormalization(momentum=0.9, name=f"normalization{i}")(x)
         x = layers.ReLU()(x)
     x = layers.AveragePooling2D((x.shape[1], 1))(x)

@@ -35,32 +35,25 @@ if TYPE_CHECKING:
 
 BATCH = 64
 
+AUGMENT = Augment(
+    warp_semitones=2.5,
+    shift_frames=6,
+    background_probability=0.5,
+    background_snr_db=(-5.0, 25.0),
+    band_limit_probability=0.5,
+    time_masks=2,
+    time_mask_frames=4,
+    freq_masks=2,
+    freq_mask_mels=4,
+)
+"""What both networks' images go through; docs/models.md says what each part gives."""
+
 
 def recipe(kind: str, quick: bool, seed: int) -> Recipe:
-    """The default recipe of `gate` or `classifier`; a quick one shows that all works, not what is possible.
-
-    docs/models.md says what each part gives.
-    """
+    """The default recipe of `gate` or `classifier`; a quick one shows that all works, not what is possible."""
     if kind == "gate":
-        augment = Augment(
-            shift_frames=4,
-            background_probability=0.25,
-            background_snr_db=(-3.0, 25.0),
-            band_limit_probability=0.5,
-        )
-        return Recipe(400 if quick else 1600, learning_rate=3e-3, weight_decay=1e-3, seed=seed, augment=augment)
-    augment = Augment(
-        warp_semitones=2.5,
-        shift_frames=6,
-        background_probability=0.2,
-        background_snr_db=(0.0, 25.0),
-        band_limit_probability=0.3,
-        time_masks=2,
-        time_mask_frames=4,
-        freq_masks=2,
-        freq_mask_mels=4,
-    )
-    return Recipe(400 if quick else 2400, learning_rate=2e-3, weight_decay=0.05, seed=seed, augment=augment)
+        return Recipe(400 if quick else 3000, learning_rate=2e-3, weight_decay=1e-3, seed=seed, augment=AUGMENT)
+    return Recipe(400 if quick else 2400, learning_rate=2e-3, weight_decay=0.05, seed=seed, augment=AUGMENT)
 
 
 def train_gate(images: ImageSet, workdir: Path, recipe: Recipe, progress: Progress = lambda *_: None) -> Path:
@@ -191,7 +184,7 @@ def _key(what: str, images: ImageSet, recipe: Recipe) -> str:
         "twophase.release.convert",
         "twophase.release.runtime",
     )
-    starts = [digest(path) for path in (networks.START, Path(what.split(" ")[-1])) if path.is_file()]
+    starts = [digest(path) for path in (*networks.STARTS.values(), Path(what.split(" ")[-1])) if path.is_file()]
     return f"{what.split(' ')[0]}-{digest_of([what, images.digest, asdict(recipe), code, starts])[:16]}"
 
 
