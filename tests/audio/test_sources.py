@@ -71,6 +71,16 @@ def test_an_unknown_scheme_is_a_usage_error() -> None:
         list(sources.listing("nfs4://server/clips"))
 
 
+def test_an_account_that_is_not_named_is_a_usage_error(fresh: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("adlfs")
+    for name in ("AZURE_STORAGE_CONNECTION_STRING", "AZURE_STORAGE_ACCOUNT_NAME"):
+        fresh.delenv(name, raising=False)
+    with pytest.raises(
+        UsageError, match=r"az://: cannot be read here .*; log in, and set AZURE_STORAGE_ACCOUNT_NAME or"
+    ):
+        sources.read("az://clips/a.wav")
+
+
 def test_ranges_of_files(tmp_path: Path) -> None:
     (tmp_path / "a#1.bin").write_bytes(bytes(range(100)))
     assert sources.read(str(tmp_path / "a#1.bin")) == bytes(range(100))
