@@ -51,9 +51,8 @@ AUGMENT = Augment(
 
 def recipe(kind: str, quick: bool, seed: int) -> Recipe:
     """The default recipe of `gate` or `classifier`; a quick one shows that all works, not what is possible."""
-    if kind == "gate":
-        return Recipe(400 if quick else 3000, learning_rate=2e-3, weight_decay=1e-3, seed=seed, augment=AUGMENT)
-    return Recipe(400 if quick else 2400, learning_rate=2e-3, weight_decay=0.05, seed=seed, augment=AUGMENT)
+    decay = {"gate": 1e-3, "classifier": 0.05}[kind]
+    return Recipe(400 if quick else 2400, learning_rate=2e-3, weight_decay=decay, seed=seed, augment=AUGMENT)
 
 
 def train_gate(images: ImageSet, workdir: Path, recipe: Recipe, progress: Progress = lambda *_: None) -> Path:
