@@ -1,0 +1,78 @@
+"""A release's life on Vertex AI: its API on this machine, in a process of its own."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from twophase.errors import TwoPhaseError
+from twophase.local import process
+from twophase.serving.instances import audio_images
+from twophase.serving.predictor import Predictor
+from twophase.targets.local import VertexAI
+from twophase.targets.rest import Vertex
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Iterator[VertexAI]:
+    home = tmp_path / "home"
+    yield VertexAI("pair", "local", "us-central1", process.up(home, 0).url)
+    process.down(home)
+
+
+def expected(release: Path, clips: list[Path]) -> list[dict]:
+    predictor = Predictor(release)
+    return [predictor.predict_images(audio_images(clip.read_bytes(), "clip")) for clip in clips]
+
+
+def test_a_whole_life(target: VertexAI, releases: tuple[Path, ...], clips: list[Path], tmp_path: Path) -> None:
+    first, second, third = releases
+    assert target.deploy(first) == "1"
+    assert target.status().shares == {"1": 100}
+    assert target.predict(clips) == expected(first, clips)
+
+    assert target.deploy(second, percent=10) == "2"
+    assert target.status().shares == {"1": 90, "2": 10}
+    target.promote("2")
+    assert target.status().alone == "2"
+    assert target.predict(clips) == expected(second, clips)
+    assert target.rollback() == "1"
+    assert target.predict(clips) == expected(first, clips)
+
+    results, broken = tmp_path / "results.jsonl", tmp_path / "broken.wav"
+    broken.write_bytes(b"no sound")
+    assert target.batch([*clips[:3], broken, *clips[3:]], results) == 1
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert lines.pop(3)["error"]
+    assert [line.pop("clip") for line in lines] == [str(clip) for clip in clips]
+    assert lines == expected(first, clips)
+
+    assert target.deploy(third) == "3"
+    assert target.status().alone == "3"
+    target.delete()
+    target.delete()
+    found = target.status()
+    assert (found.versions, found.shares) == ({}, {})
+
+
+def test_a_version_that_answers_wrongly_gets_no_traffic(
+    target: VertexAI, releases: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target.deploy(releases[0])
+    asked = VertexAI.ask
+    monkeypatch.setattr(VertexAI, "ask", lambda self, sounds, version="": asked(self, sounds, "1"))
+    with pytest.raises(TwoPhaseError, match="does not answer as"):
+        target.deploy(releases[1])
+    assert target.status().shares == {"1": 100}
+
+
+def test_a_kill_anywhere_is_finished_by_the_next(target: VertexAI, releases: tuple[Path, ...]) -> None:
+    target.deploy(releases[0])
+    target.attach(target.register(releases[1]))
+    assert target.status().shares == {"1": 100, "2": 0}
+    target.shift({"1": 90, "2": 10})
+    assert target.deploy(releases[1]) == "2"
+    assert target.status().alone == "2"
+    endpoint = Vertex("local", "us-central1", target._vertex.address).endpoint("pair")
+    assert len(endpoint["deployedModels"]) == 2, "the one before stays for a rollback"

@@ -1,0 +1,225 @@
+"""Releases on Vertex AI, in Google's cloud or on this machine: one API at two addresses, so one target.
+
+    model NAME                  its versions are the releases, told apart by the label `release`
+    endpoint NAME               traffic and history, as `twophase.targets.traffic` moves them
+    gs://PROJECT-twophase-staging/batch/...   inputs and results of batch jobs, removed once they are read
+
+An endpoint of Vertex AI cannot be asked for one of its versions. So a newcomer gets a small share before its golden
+windows are replayed, and is asked until it has answered.
+"""
+
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from urllib.parse import quote
+
+import httpx
+import orjson
+
+from twophase.errors import TwoPhaseError, UsageError
+from twophase.files import JSON
+from twophase.release.manifest import read
+from twophase.targets.requests import Limits, body
+from twophase.targets.rest import Vertex
+from twophase.targets.target import Status, Target
+from twophase.targets.traffic import MACHINE, Traffic, history
+
+CANARY_PERCENT = 10
+_TRIES = 300  # at 10 % of the traffic a canary is missed this often once in 10^13 deployments
+
+
+class VertexAI(Target):
+    """One name in one project and region."""
+
+    limits = Limits("Vertex AI's shared endpoint", 1_500_000, 60)
+
+    def __init__(self, model: str, project: str, region: str, api_endpoint: str) -> None:
+        """`api_endpoint` is the address of the platform on this machine, or empty for Google's cloud."""
+        super().__init__(model)
+        self._place = (project, region, api_endpoint)
+        self._vertex = Vertex(*self._place)
+        self._bucket = f"{project}-twophase-staging"
+
+    def version_of(self, release_id: str) -> str | None:
+        """The version that carries the release as its label."""
+        return next((version for version, release in self._versions().items() if release == release_id), None)
+
+    def register(self, release: Path) -> str:
+        """Upload a version: the platform copies the folder in, Google's cloud is sent it through a bucket."""
+        known = self.version_of(read(release).id)
+        if known is not None:
+            return known
+        if not self._vertex.address.startswith("http://"):
+            from twophase.targets.vertex import Registry
+
+            return Registry(*self._place).register(release, self.model).rpartition("@")[2]
+        parent = self._vertex.find("models", self.model)
+        made = self._vertex.upload(self.model, release, parent["name"].partition("@")[0] if parent else "")
+        return str(made["versionId"])
+
+    def attach(self, version: str) -> None:
+        """Deploy a version: alone with all the traffic, beside others without any."""
+        endpoint, model = self._vertex.find("endpoints", self.model), self._vertex.model(self.model)
+        shares = self.status().shares
+        if version in shares:
+            return
+        if endpoint is None or not shares:
+            Traffic(self._vertex, self.model).split({version: 100})
+            return
+        resources = {"machineSpec": {"machineType": MACHINE}, "minReplicaCount": 1, "maxReplicaCount": 1}
+        deployed = {
+            "model": f"{model['name'].partition('@')[0]}@{version}",
+            "displayName": self._versions()[version],
+            "dedicatedResources": resources,
+        }
+        self._vertex.done(f"{endpoint['name']}:deployModel", {"deployedModel": deployed})
+
+    def detach(self, version: str) -> None:
+        """Undeploy a version that has no traffic."""
+        endpoint = self._vertex.find("endpoints", self.model)
+        for deployed in (endpoint or {}).get("deployedModels", []):
+            if deployed["modelVersionId"] == version and endpoint is not None:
+                self._vertex.done(f"{endpoint['name']}:undeployModel", {"deployedModelId": deployed["id"]})
+
+    def shift(self, shares: Mapping[str, int]) -> None:
+        """One change of the endpoint, traffic and history together."""
+        if shares.keys() - self.status().shares.keys():
+            raise UsageError(f"{', '.join(shares)}: are not all deployed at {self.model}")
+        Traffic(self._vertex, self.model).split(shares)
+
+    def check(self, version: str, release: Path) -> None:
+        """With a small share of the traffic, since it cannot be asked without."""
+        found = self.status()
+        if not found.shares.get(version) and found.live:
+            self.shift({found.live: 100 - CANARY_PERCENT, version: CANARY_PERCENT})
+        super().check(version, release)
+
+    def ask(self, clips: list[bytes], version: str = "") -> list[JSON]:
+        """`predict`; one version is asked until it answers."""
+        endpoint = self._vertex.endpoint(self.model)
+        ids = [d["id"] for d in endpoint.get("deployedModels", []) if d["modelVersionId"] == version]
+        for _ in range(_TRIES):
+            answer = self._vertex.post(f"{endpoint['name']}:predict", body(clips))
+            if not version or answer["deployedModelId"] in ids:
+                return list(answer["predictions"])
+        raise TwoPhaseError(f"{self.model}: version {version} answered none of {_TRIES} requests")
+
+    def ask_batch(self, instances: Path) -> Iterator[JSON]:
+        """A batch prediction job; Vertex AI's results come in any order, so each line carries a key."""
+        folder = f"batch/{self.model}-{secrets.token_hex(6)}"
+        with instances.open("rb") as lines:
+            keyed = b"".join(
+                orjson.dumps({"key": str(i)} | orjson.loads(line), option=orjson.OPT_APPEND_NEWLINE)
+                for i, line in enumerate(lines)
+            )
+        bucket = _Bucket(self._vertex, self._bucket, self._place[0])
+        bucket.put(f"{folder}/in.jsonl", keyed)
+        try:
+            answers: dict[int, JSON] = {}
+            for line in self._job(f"gs://{self._bucket}/{folder}", bucket):
+                result = orjson.loads(line)
+                answers[int(result["key"])] = result.get("prediction") or {"error": result.get("error", result)}
+            missing: JSON = {"error": {"message": "the job gave no answer to it"}}
+            yield from (answers.get(i, missing) for i in range(keyed.count(b"\n")))
+        finally:
+            bucket.clear(folder)
+
+    def _job(self, folder: str, bucket: "_Bucket") -> Iterator[bytes]:
+        """Run a job over `FOLDER/in.jsonl`, and read the lines of all its results."""
+        model = self._vertex.model(self.model)["name"].partition("@")[0]
+        live = self._status().live
+        resources = {"machineSpec": {"machineType": MACHINE}, "startingReplicaCount": 1, "maxReplicaCount": 1}
+        job = self._vertex.post(
+            f"{self._vertex.parent}/batchPredictionJobs",
+            {
+                "displayName": self.model,
+                "model": f"{model}@{live or 'default'}",
+                "inputConfig": {"instancesFormat": "jsonl", "gcsSource": {"uris": [f"{folder}/in.jsonl"]}},
+                "outputConfig": {"predictionsFormat": "jsonl", "gcsDestination": {"outputUriPrefix": f"{folder}/out"}},
+                "instanceConfig": {"keyField": "key"},
+                "dedicatedResources": resources,
+            },
+        )
+        wait_s = 0.1
+        while not job["state"].endswith(("SUCCEEDED", "FAILED", "CANCELLED", "EXPIRED")):
+            time.sleep(wait_s)
+            wait_s = min(2 * wait_s, 15.0)
+            job = self._vertex.get(job["name"])
+        if not job["state"].endswith("SUCCEEDED"):
+            why = job.get("error", {}).get("message", "no reason given")
+            raise TwoPhaseError(f"{job['name']}: ended as {job['state']}: {why}")
+        directory = job["outputInfo"]["gcsOutputDirectory"].removeprefix(f"gs://{self._bucket}/")
+        for name in bucket.names(directory):
+            yield from bucket.get(name).splitlines()
+
+    def status(self) -> Status:
+        """What the model, its versions and the endpoint say."""
+        endpoint = self._vertex.find("endpoints", self.model)
+        if endpoint is None or self._vertex.find("models", self.model) is None:
+            return Status(self._versions())
+        return Status(self._versions(), Traffic(self._vertex, self.model).shares(), history(endpoint.get("labels", {})))
+
+    def delete(self) -> None:
+        """Undeploy everything, then remove endpoint and model."""
+        endpoint, model = self._vertex.find("endpoints", self.model), self._vertex.find("models", self.model)
+        if endpoint is not None:
+            if endpoint.get("deployedModels"):
+                self._vertex.patch(endpoint["name"], {"trafficSplit": {}}, updateMask="trafficSplit")
+            for deployed in endpoint.get("deployedModels", []):
+                self._vertex.done(f"{endpoint['name']}:undeployModel", {"deployedModelId": deployed["id"]})
+            self._vertex.delete(endpoint["name"])
+        if model is not None:
+            self._vertex.delete(model["name"].partition("@")[0])
+
+    def _versions(self) -> dict[str, str]:
+        model = self._vertex.find("models", self.model)
+        found = self._vertex.versions(model) if model else []
+        return {str(v["versionId"]): v.get("labels", {}).get("release", "") for v in found}
+
+
+class _Bucket:
+    """The little of Cloud Storage's JSON API that a batch job needs, with the credentials of the Vertex client."""
+
+    def __init__(self, vertex: Vertex, name: str, project: str) -> None:
+        local = vertex.address.startswith("http://")
+        self._http = httpx.Client(
+            base_url=vertex.address if local else "https://storage.googleapis.com", headers=vertex.headers, timeout=300
+        )
+        self._name = name
+        if self._call("GET", f"/storage/v1/b/{name}", missing=True) is None:
+            self._call("POST", "/storage/v1/b", params={"project": project}, json={"name": name})
+
+    def put(self, name: str, data: bytes) -> None:
+        how = {"uploadType": "media", "name": name}
+        self._call("POST", f"/upload/storage/v1/b/{self._name}/o", params=how, content=data)
+
+    def get(self, name: str) -> bytes:
+        answer = self._call("GET", f"/storage/v1/b/{self._name}/o/{quote(name, safe='')}", params={"alt": "media"})
+        return answer.content if answer else b""
+
+    def names(self, prefix: str) -> list[str]:
+        found, token = list[str](), ""
+        while True:
+            more = {"pageToken": token} if token else {}
+            page = self._call("GET", f"/storage/v1/b/{self._name}/o", params={"prefix": prefix, **more})
+            listed = page.json() if page else {}
+            found += [item["name"] for item in listed.get("items", [])]
+            token = listed.get("nextPageToken", "")
+            if not token:
+                return found
+
+    def clear(self, prefix: str) -> None:
+        for name in self.names(prefix):
+            self._call("DELETE", f"/storage/v1/b/{self._name}/o/{quote(name, safe='')}", missing=True)
+
+    def _call(self, method: str, path: str, missing: bool = False, **how: object) -> httpx.Response | None:
+        try:
+            answer = self._http.request(method, path, **how)  # type: ignore[arg-type]
+        except httpx.TransportError as error:
+            raise TwoPhaseError(f"gs://{self._name}: does not answer ({error}); run the same command again") from None
+        if missing and answer.status_code == 404:
+            return None
+        if not answer.is_success:
+            raise TwoPhaseError(f"gs://{self._name}: refused with {answer.status_code}: {answer.text[:300]}")
+        return answer
