@@ -1,5 +1,8 @@
 """Pipeline jobs by the official SDK: submit, wait, tasks, failure, cancel, an id that repeats."""
 
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,7 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import aiplatform
 from kfp import compiler, dsl
 
-from twophase.local.process import Address
+from twophase.local.process import Address, ensure_up, status
 
 
 @dsl.component(base_image="python:3.11", install_kfp_package=False)
@@ -39,8 +42,35 @@ def waits(started: str):
     wait(started=started)
 
 
+@dsl.component(base_image="python:3.11", install_kfp_package=False)
+def note(path: str) -> str:
+    with open(path, "a") as file:  # noqa: PTH123
+        file.write("ran\n")
+    return path
+
+
+@dsl.component(base_image="python:3.11", install_kfp_package=False)
+def wait_for(path: str) -> str:
+    import pathlib
+    import time
+
+    pathlib.Path(path + ".waits").touch()
+    while not pathlib.Path(path + ".go").exists():
+        time.sleep(0.05)
+    return path
+
+
+@dsl.pipeline(name="cut-off")
+def cut_off(path: str):
+    wait_for(path=note(path=path).output)
+
+
 @pytest.fixture
 def sdk(platform: Address) -> None:
+    connect(platform)
+
+
+def connect(platform: Address) -> None:
     aiplatform.init(
         project="p",
         location="us-central1",
@@ -51,7 +81,9 @@ def sdk(platform: Address) -> None:
     )
 
 
-def job(tmp_path: Path, pipeline: object, job_id: str, **values: object) -> aiplatform.PipelineJob:
+def job(
+    tmp_path: Path, pipeline: object, job_id: str, caching: bool = True, **values: object
+) -> aiplatform.PipelineJob:
     spec = tmp_path / f"{job_id}.yaml"
     compiler.Compiler().compile(pipeline, str(spec))
     return aiplatform.PipelineJob(
@@ -60,6 +92,7 @@ def job(tmp_path: Path, pipeline: object, job_id: str, **values: object) -> aipl
         job_id=job_id,
         pipeline_root="gs://twophase/root",
         parameter_values=values,
+        enable_caching=caching,
     )
 
 
@@ -91,3 +124,25 @@ def test_cancel(tmp_path: Path) -> None:
         assert run.state.name in ("PIPELINE_STATE_PENDING", "PIPELINE_STATE_RUNNING")
     run.cancel()
     assert run.state.name == "PIPELINE_STATE_CANCELLED"
+
+
+@pytest.mark.usefixtures("sdk")
+@pytest.mark.parametrize("caching", [True, False])
+def test_a_killed_platform_goes_on_with_what_was_cached(
+    tmp_path: Path, home: Path, platform: Address, caching: bool
+) -> None:
+    path = tmp_path / "notes"
+    run = job(tmp_path, cut_off, "cut-off-1", caching, path=str(path))
+    run.submit()
+    while not Path(f"{path}.waits").exists():
+        time.sleep(0.05)
+    os.kill(platform.pid, signal.SIGKILL)
+    while status(home):
+        time.sleep(0.01)
+    Path(f"{path}.go").touch()
+    connect(ensure_up(home))
+    run = aiplatform.PipelineJob.get(run.resource_name)
+    if caching:
+        run.wait()
+    assert run.state.name == ("PIPELINE_STATE_SUCCEEDED" if caching else "PIPELINE_STATE_FAILED")
+    assert path.read_text() == "ran\n", "a step that had ended did not run again"

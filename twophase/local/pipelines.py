@@ -1,7 +1,7 @@
 """PipelineService: compiled specs run on this machine, one after another, each in a process of its own.
 
-A job that the platform's end interrupted has failed and says so; submitting it again with caching goes on where it
-left off. Needs kfp, in the job's process only.
+A job that the platform's end interrupted is run again when the platform is back, and its cache answers for the steps
+that had ended; without caching it has failed and says so. Needs kfp, in the job's process only.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from twophase.files import JSON, digest, write_json
+from twophase.files import JSON, digest, read_json, write_json
 from twophase.local import pipeline
 from twophase.local.buckets import DEFAULT_BUCKET, Buckets
 from twophase.local.jobs import Submit
@@ -41,9 +41,10 @@ class Pipelines:
         self._queue: SimpleQueue[str | None] = SimpleQueue()
         self._running: tuple[str, subprocess.Popen[bytes]] | None = None
         for body in reversed(store.resources(_KIND)):
-            if body["state"] == "PIPELINE_STATE_PENDING":
+            running = body["state"] == "PIPELINE_STATE_RUNNING"
+            if body["state"] == "PIPELINE_STATE_PENDING" or (running and self._cached(body["name"])):
                 self._queue.put(body["name"])
-            elif body["state"] in _UNDER_WAY:
+            elif running:
                 self._set(body["name"], "PIPELINE_STATE_FAILED", "the platform ended while this ran; submit it again")
         self._stopping = False
         self._runner = threading.Thread(target=self._run_all, name="pipelines", daemon=True)
@@ -184,6 +185,9 @@ class Pipelines:
         if body is None:
             raise missing(name)
         return body
+
+    def _cached(self, name: str) -> bool:
+        return bool(read_json(self._job(name) / "job.json", "pipeline plan")["caching"])
 
     def _job(self, name: str) -> Path:
         return self._folder / digest(name.encode())[:16]
