@@ -76,7 +76,7 @@ def test_an_account_that_is_not_named_is_a_usage_error(fresh: pytest.MonkeyPatch
     for name in ("AZURE_STORAGE_CONNECTION_STRING", "AZURE_STORAGE_ACCOUNT_NAME"):
         fresh.delenv(name, raising=False)
     with pytest.raises(
-        UsageError, match=r"az://: cannot be read here .*; log in, and set AZURE_STORAGE_ACCOUNT_NAME or"
+        UsageError, match=r"az://: cannot be read here .*; log in; az:// also needs AZURE_STORAGE_ACCOUNT_NAME"
     ):
         sources.read("az://clips/a.wav")
 

@@ -26,10 +26,6 @@ from twophase.files import replacing
 _RANGE = re.compile(r"(?P<file>.*)#(?P<start>\d+)\+(?P<size>\d+)", re.DOTALL)
 _EXTRAS = {"gs": "google", "gcs": "google", "s3": "aws", "az": "azure", "abfs": "azure"}
 
-_ACCOUNTS = dict.fromkeys(
-    ("az", "abfs"), "log in, and set AZURE_STORAGE_ACCOUNT_NAME or AZURE_STORAGE_CONNECTION_STRING"
-)
-
 
 class Unreachable(TwoPhaseError):
     """A place that cannot be read now; the message names it and says why.
@@ -193,18 +189,18 @@ def _filesystem(scheme: str) -> Any:
 
         system = fsspec.filesystem(scheme, use_listings_cache=False)  # others write there too
     except (ImportError, ValueError) as error:
-        extra = _EXTRAS.get(scheme)
-        how = f"{', '.join(f'{s}://' for s in _EXTRAS)} are accepted"
-        if extra:
-            how = (
-                f"pip install 'twophase[{extra}]'"
-                if isinstance(error, ImportError)
-                else _ACCOUNTS.get(scheme, "log in")
-            )
-        raise UsageError(f"{scheme}://: cannot be read here ({error}); {how}") from None
+        raise UsageError(f"{scheme}://: cannot be read here ({error}); {_remedy(scheme, error)}") from None
     # Packages for buckets log a traceback for what they raise too, and what is raised is said here.
     logging.getLogger(type(system).__module__.partition(".")[0]).addHandler(logging.NullHandler())
     return system
+
+
+def _remedy(scheme: str, error: Exception) -> str:
+    if scheme not in _EXTRAS:
+        return f"{', '.join(f'{s}://' for s in _EXTRAS)} are accepted"
+    if isinstance(error, ImportError):
+        return f"pip install 'twophase[{_EXTRAS[scheme]}]'"
+    return "log in; az:// also needs AZURE_STORAGE_ACCOUNT_NAME or AZURE_STORAGE_CONNECTION_STRING"
 
 
 def _system(url: str) -> tuple[Any, str]:
