@@ -16,6 +16,7 @@ import shutil
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -247,7 +248,8 @@ class ImageSet:
 
     @cached_property
     def _packs(self) -> list[Image]:
-        return [self._store.images(name) for name in self._pack_names]
+        with ThreadPoolExecutor(8) as pool:  # a bucket's come side by side
+            return list(pool.map(self._store.images, self._pack_names))
 
 
 class _Columns:
