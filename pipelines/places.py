@@ -5,6 +5,7 @@ on, how a better release goes live, how a batch is predicted, what is tried agai
 """
 
 import contextlib
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -45,8 +46,8 @@ class Place:
     """One place, by the name that its specs carry."""
 
     name: str
-    training: Callable[[Any], Any]
-    """A training component as this place runs it."""
+    training: Callable[[Any, Named], Any]
+    """A training component as this place runs it: (component, named)."""
     compare: Callable[[Named, dict[str, Any]], Any]
     """Compare a release with the live one: (named, what is compared)."""
     go_live: Callable[[Any, Named, Any], None]
@@ -86,21 +87,21 @@ class Place:
 
 def local() -> Place:
     """Every step on this machine; the model is registered and deployed at `api_endpoint`."""
-    return Place("local", lambda component: component, _compare, _go_live, _predict, in_cloud=False)
+    return Place("local", _as_it_is, _compare, _go_live, _predict, in_cloud=False)
 
 
 def kubeflow() -> Place:
     """Kubeflow Pipelines, with KServe as the place where releases go live."""
-    return Place("kubeflow", lambda component: component, _kserve_compare, _kserve_go_live, _predict, in_cloud=True)
+    return Place("kubeflow", _as_it_is, _kserve_compare, _kserve_go_live, _predict, in_cloud=True)
 
 
 def vertex(machines: Machines = Machines()) -> Place:
     """Vertex AI Pipelines, with Google's components for training jobs, upload, endpoint, deployment and batches."""
 
-    def training(component: Any) -> Any:
+    def training(component: Any, named: Named) -> Any:
         from google_cloud_pipeline_components.v1.custom_job import create_custom_training_job_from_component
 
-        return create_custom_training_job_from_component(
+        job = create_custom_training_job_from_component(
             component,
             machine_type=machines.machine_type,
             accelerator_type=machines.accelerator_type,
@@ -111,6 +112,7 @@ def vertex(machines: Machines = Machines()) -> Place:
             network=machines.network,
             encryption_spec_key_name=machines.encryption_key,
         )
+        return functools.partial(job, project=named["project"], location=named["region"])
 
     return Place("vertex", training, _compare, _google_go_live, _google_predict, in_cloud=True)
 
@@ -124,6 +126,10 @@ _CLUSTER = ("namespace", "releases", "model")
 
 def _of(named: Named, names: tuple[str, ...]) -> Named:
     return {name: named[name] for name in names}
+
+
+def _as_it_is(component: Any, named: Named) -> Any:
+    return component
 
 
 def _compare(named: Named, compared: dict[str, Any]) -> Any:

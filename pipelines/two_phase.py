@@ -90,10 +90,10 @@ def two_phase(place: Place) -> Any:
             images = collected.outputs["images"]
             # A spot machine may be taken away; a fit that was kept goes on where it stood.
             gate = place.keep(
-                place.training(train_gate)(images=images, workdir=workdir, quick=quick, seed=seed), retries=2
+                place.training(train_gate, named)(images=images, workdir=workdir, quick=quick, seed=seed), retries=2
             ).outputs["gate"]
             classifier = place.keep(
-                place.training(train_classifier)(
+                place.training(train_classifier, named)(
                     images=images, workdir=workdir, quick=quick, seed=seed, backbone=backbone, weights=weights
                 ),
                 retries=2,

@@ -19,7 +19,7 @@ import trustme
 
 @contextmanager
 def google(folder: Path, port: int) -> Iterator[dict[str, str]]:
-    """Stand in for Google before the platform at `port`; the environment that a client needs for it."""
+    """Stand in for Google before the program at `port`; the environment that a client needs for it."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(folder / "ca.pem"))
     hosts: set[str] = set()
@@ -32,6 +32,7 @@ def google(folder: Path, port: int) -> Iterator[dict[str, str]]:
             self.end_headers()
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             authority.issue_cert(host).configure_cert(context)
+            context.set_alpn_protocols(["h2", "http/1.1"])  # what gRPC and REST ask for
             with (
                 context.wrap_socket(self.connection, server_side=True) as client,
                 socket.create_connection(("127.0.0.1", port)) as server,
@@ -57,8 +58,10 @@ def google(folder: Path, port: int) -> Iterator[dict[str, str]]:
     try:
         yield {
             "HTTPS_PROXY": here,
+            "https_proxy": here,
             "NO_PROXY": "127.0.0.1",
             "REQUESTS_CA_BUNDLE": str(folder / "ca.pem"),
+            "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(folder / "ca.pem"),
             "GOOGLE_APPLICATION_CREDENTIALS": str(folder / "account.json"),
         }
     finally:
