@@ -9,7 +9,20 @@ import sys
 
 import typer
 
-from twophase.cli import batch, containers, data, device, examine, gateway, local, pipeline, registry, release, submit
+from twophase.cli import (
+    batch,
+    containers,
+    data,
+    deploy,
+    device,
+    examine,
+    gateway,
+    local,
+    pipeline,
+    registry,
+    release,
+    submit,
+)
 from twophase.errors import TwoPhaseError
 
 app = typer.Typer(
@@ -18,7 +31,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Two-phase predictions: a gate for the device and a classifier for the cloud, made and moved as one release.",
 )
-for room in (pipeline, submit, examine, data, release, containers, local, registry, batch, gateway, device):
+for room in (pipeline, submit, examine, data, release, containers, local, registry, deploy, batch, gateway, device):
     app.add_typer(room.app)
 
 

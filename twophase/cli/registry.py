@@ -1,4 +1,4 @@
-"""Models and their versions, endpoints and predictions: of Vertex AI, or of the platform on this machine."""
+"""Models and their versions, and endpoints: of Vertex AI, or of the platform on this machine."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -244,26 +244,6 @@ def endpoints_traffic(
         traffic.split(wanted)
     shares = traffic.shares()
     print_json(shares) if as_json else typer.echo(f"{model}: {_shares(shares)}")
-
-
-@app.command()
-def predict(
-    model: Annotated[str, typer.Argument(help="Name of the endpoint's model.")],
-    clips: Annotated[list[Path], typer.Argument(help="Clip files.", metavar="CLIP...")],
-    project: Project = LOCAL,
-    region: Region = US,
-    api_endpoint: ApiEndpoint = "",
-    home: Home = None,
-    as_json: AsJson = False,
-) -> None:
-    """Ask a deployed pair about clips."""
-    vertex = connect(project, region, api_endpoint, home)
-    answer = vertex.predict(vertex.endpoint(model), clips)
-    if as_json:
-        print_json(answer)
-        return
-    for clip, found in zip(clips, answer["predictions"], strict=True):
-        typer.echo(f"{found['confidence']:6.1%}  {found['label']:<20} {clip}")
 
 
 def _upload(vertex: "Vertex", project: str, region: str, model: str, folder: Path, parent: str = "") -> Any:

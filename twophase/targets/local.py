@@ -33,6 +33,7 @@ class VertexAI(Target):
     """One name in one project and region."""
 
     limits = Limits("Vertex AI's shared endpoint", 1_500_000, 60)
+    names = r".{1,128}"
 
     def __init__(self, model: str, project: str, region: str, api_endpoint: str) -> None:
         """`api_endpoint` is the address of the platform on this machine, or empty for Google's cloud."""

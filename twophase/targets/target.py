@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import orjson
@@ -35,7 +35,6 @@ from twophase.targets.requests import Limits, requests, sent, wav
 from twophase.targets.traffic import Live, before
 
 SERVER_IMAGE = "twophase/server:0.1.0"
-_NAME = re.compile(r"[a-z][a-z0-9-]{1,30}[a-z0-9]")
 
 
 @dataclass(frozen=True)
@@ -70,12 +69,14 @@ class Status:
 class Target(ABC):
     """One name at one place."""
 
-    limits: Limits
+    limits: ClassVar[Limits]
     """What the place lets through in one request."""
+    names: ClassVar[str] = r"[a-z][a-z0-9-]{1,30}[a-z0-9]"
+    """The names that SageMaker, Azure ML and Kubernetes all take."""
 
     def __init__(self, model: str) -> None:
-        """Raises `UsageError` when `model` is no name that every place takes."""
-        if not _NAME.fullmatch(model):
+        """Raises `UsageError` when `model` is no name here."""
+        if not re.fullmatch(self.names, model):
             raise UsageError(f"{model!r}: is no name; 3 to 32 of a-z, 0-9 and - are, beginning with a letter")
         self.model = model
 
