@@ -93,6 +93,20 @@ def test_life_of_a_model(address: Address, home: Path, folder: Path) -> None:
         assert http.delete(MODEL).json()["done"]
 
 
+def test_gcloud_recorded(address: Address) -> None:
+    """Every request that gcloud 528 sent at these commands, and the fields of what it was answered."""
+    image = [[0] * 64] * 61
+    with httpx.Client(base_url=address.url, timeout=60) as http:
+        for recorded in json.loads((Path(__file__).parent / "gcloud_requests.json").read_text()):
+            for request in recorded["requests"]:
+                body = request["body"]
+                if body and "instances" in body:
+                    body = {"instances": [image]}
+                answer = http.request(request["method"], request["path"], json=body)
+                assert answer.status_code == 200, (recorded["command"], answer.text)
+                assert set(answer.json()) >= set(request["answer"]), recorded["command"]
+
+
 @pytest.mark.skipif(
     not shutil.which("gcloud"), reason="gcloud is not installed; its recorded requests are replayed above"
 )
