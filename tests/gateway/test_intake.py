@@ -2,13 +2,21 @@
 
 import shutil
 import socket
+import ssl
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from tests.gateway.conftest import NOWHERE
 from tests.gateway.remote import Device, Process, announced
@@ -149,6 +157,27 @@ def test_killed_while_uploads_come(tmp_path: Path) -> None:
         assert states[1]["offset"] == 3
         assert device.append(2, 3, b"ves").json()["state"] == "stored"
     again.stop()
+
+
+def test_tls(tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "gateway")])
+    now = datetime.now(UTC)
+    made = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1))
+    address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    certificate = made.add_extension(address, critical=False).sign(key, hashes.SHA256())
+    pem, secret = tmp_path / "gateway.pem", tmp_path / "gateway.key"
+    pem.write_bytes(certificate.public_bytes(Encoding.PEM))
+    secret.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    process = Process(tmp_path / "home", *NOWHERE, "--certificate", str(pem), "--private-key", str(secret))
+    try:
+        assert process.said.startswith("https://")
+        trust = ssl.create_default_context(cafile=pem)
+        assert httpx.get(f"{process.said}/healthz", verify=trust).json() == {"status": "ok"}
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{process.said}/healthz")
+    finally:
+        process.stop()
 
 
 def test_others_are_not_answered_without_tls(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@
 Cloud Storage that a job needs, to Google's cloud and to the platform on this machine alike.
 """
 
-import os
 import time
 from base64 import b64encode
 from collections.abc import Iterable, Iterator
@@ -17,7 +16,7 @@ import orjson
 
 from twophase.errors import TwoPhaseError
 from twophase.files import JSON
-from twophase.targets.rest import Vertex, _token
+from twophase.targets.rest import Vertex
 
 _MACHINE = "n1-standard-2"
 _PART_BYTES = 32 << 20
@@ -144,9 +143,7 @@ class VertexClassifier:
                 self._client = Vertex(*self._where)
             except TwoPhaseError as error:
                 raise Away(str(error)) from None
-            token = os.environ.get("TWOPHASE_TOKEN") if self._client.address.startswith("http://") else _token()
-            headers = {"authorization": f"Bearer {token}"} if token else {}
-            self._http = httpx.Client(headers=headers, timeout=60.0)
+            self._http = httpx.Client(headers=self._client.headers, timeout=60.0)
             self._made = time.monotonic()
         return self._client
 

@@ -80,9 +80,9 @@ def run(
 
             start_http_server(address.metrics_port, "127.0.0.1", gateway.metrics.registry)
         said(f"{'https' if tls else 'http'}://{address.host}:{bound.getsockname()[1]}")
-        config = uvicorn.Config(
-            gateway, **{**options(), **tls, "limit_concurrency": CONNECTIONS, "timeout_keep_alive": 75}
-        )
+        # Uploads over bad links are streamed and may take minutes: the other servers' protocol gathers whole requests.
+        how = options() | {"http": "httptools", "limit_concurrency": CONNECTIONS, "timeout_keep_alive": 75}
+        config = uvicorn.Config(gateway, **how, **tls)
         try:
             uvicorn.Server(config).run(sockets=[bound])
         finally:
