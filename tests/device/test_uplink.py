@@ -13,11 +13,12 @@ from tests.device.cloud import Cloud, cloud
 from tests.device.sounds import HEARD as SAID
 from tests.device.sounds import noise
 from twophase.audio.frontend import FRONT_END
+from twophase.device.budget import Budget, Daily
 from twophase.device.client import Away, Client, NotThisKey
 from twophase.device.enrol import enrol, rotate
 from twophase.device.identity import Identity
 from twophase.device.spool import Spool, opened
-from twophase.device.uplink import LONGEST_S, Backoff, Budget, Daily, Fetcher, Sender, keep_going
+from twophase.device.uplink import LONGEST_S, Backoff, Fetcher, Sender, keep_going
 from twophase.errors import TwoPhaseError, UsageError
 from twophase.gateway import devices
 

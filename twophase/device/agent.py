@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from twophase import __version__
 from twophase.device import updates
+from twophase.device.budget import Budget
 from twophase.device.clip import Heard, utc
 from twophase.device.clock import Clock
 from twophase.device.config import Config
@@ -180,7 +181,7 @@ class Agent:
         keep_going(work, self._stop, failed)
 
     def _send(self) -> None:
-        from twophase.device.uplink import Budget, Sender
+        from twophase.device.uplink import Sender
 
         sender = Sender(self.spool, self._client(), Budget(self.state / "budget.json", self.config.daily))
         self._forever("send", sender.round)
@@ -257,7 +258,7 @@ def look_for_update(state: Path, url: str = "", limit_s: float = UPDATE_LIMIT_S)
 def send_all(state: Path, config: Config, answered: Callable[[JSON], object], wait_s: float) -> JSON:
     """Send what waits, now, and wait for answers up to `wait_s`; the spool's status then. Raises `TwoPhaseError`."""
     from twophase.device.client import Client
-    from twophase.device.uplink import Budget, Fetcher, Sender
+    from twophase.device.uplink import Fetcher, Sender
 
     identity, clock = Identity.read(state), Clock(state)
     client = Client(identity, clock.told)
@@ -282,7 +283,6 @@ def log_to(state: Path, also_stderr: bool) -> None:
         handlers.append(logging.StreamHandler())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", handlers=handlers)
     logging.raiseExceptions = False  # a full disk costs lines of the log, nothing else
-    logging.getLogger("urllib3").setLevel(logging.ERROR)
 
 
 def known(state: Path, config: Config) -> Iterator[JSON]:
@@ -293,14 +293,17 @@ def known(state: Path, config: Config) -> Iterator[JSON]:
 
 def running_status(config: Config) -> JSON | None:
     """The status of the agent that runs on this machine; None when none answers."""
-    import urllib3
+    from http.client import HTTPConnection, HTTPException
 
-    url = f"http://127.0.0.1:{config.metrics_port}/status"
+    connection = HTTPConnection("127.0.0.1", config.metrics_port or 9, timeout=2)
     try:
-        answer = urllib3.request("GET", url, retries=False, timeout=2.0)
-    except urllib3.exceptions.HTTPError:
+        connection.request("GET", "/status")
+        answer = connection.getresponse()
+        return json.loads(answer.read()) if answer.status == 200 else None
+    except (OSError, HTTPException, ValueError):
         return None
-    return answer.json() if answer.status == 200 else None
+    finally:
+        connection.close()
 
 
 def resting_status(state: Path, config: Config) -> JSON:

@@ -1,7 +1,10 @@
 """The gateway's protocol as a device speaks it (docs/gateway.md): signed requests, and what their failures mean.
 
 Every failure is one of three: `Away` (try again, and when), `NotThisKey` (try again rarely: the key is revoked or
-unknown) or `Refused` (never try that again). Nothing is kept here; any thread may ask.
+unknown) or `Refused` (never try that again). Nothing is kept here. One thread, one client: it has one connection.
+
+The standard library speaks the HTTP, and JWS's compact form is three lines here: urllib3 and PyJWT would be a tenth of
+the memory that a device may take.
 """
 
 import hashlib
@@ -10,10 +13,10 @@ import secrets
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
+from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPSConnection
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
-import jwt
-import urllib3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from twophase.device.identity import Identity
@@ -23,6 +26,7 @@ from twophase.files import JSON
 CONNECT_S, SILENT_S = 10.0, 60.0
 """How long a connection may take to open, and to stand still."""
 
+_LARGEST = 8 << 20  # of an answer: nothing that the gateway says is as long
 _TRY_AGAIN = frozenset({408, 429})
 
 
@@ -64,10 +68,9 @@ class Client:
         if parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
             raise UsageError(f"{identity.gateway}: only https:// is accepted for a gateway on another machine")
         self.identity, self._told_the_time, self._nonce = identity, told_the_time, ""
-        self._base = identity.gateway.rstrip("/")
         self._key = Ed25519PrivateKey.from_private_bytes(identity.secret)
-        timeout = urllib3.Timeout(connect=CONNECT_S, read=SILENT_S)
-        self._pool = urllib3.PoolManager(maxsize=2, retries=False, timeout=timeout)
+        kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+        self._connection = kind(parts.hostname, parts.port, timeout=CONNECT_S)
 
     def enrol(self, code: str) -> JSON:
         """Use a one-time code: {"device", "next_sequence", "root"}."""
@@ -106,7 +109,9 @@ class Client:
         claims = {"htm": method, "htu": target, "nonce": self._nonce, "jti": _text(secrets.token_bytes(16))}
         if body is not None:
             claims["body"] = _text(hashlib.sha256(body).digest())
-        return jwt.encode(claims, self._key, "EdDSA", headers={"typ": "dpop+jwt", **who})
+        header = {"typ": "dpop+jwt", "alg": "EdDSA", **who}
+        signed = ".".join(_text(json.dumps(part).encode()) for part in (header, claims))
+        return f"{signed}.{_text(self._key.sign(signed.encode()))}"
 
     def _ask(self, method: str, target: str, value: JSON = None) -> JSON:
         body = b"" if value is None else json.dumps(value).encode()
@@ -115,34 +120,54 @@ class Client:
     def _send(self, method: str, target: str, body: bytes, headers: Mapping[str, str], sign_body: bool) -> JSON:
         for last in (False, True):
             proof = self.proof(method, target, body if sign_body else None, named=bool(self.identity.device))
-            try:
-                url = self._base + target
-                answer = self._pool.request(method, url, body=body, headers={**headers, "DPoP": proof}, redirect=False)
-            except urllib3.exceptions.HTTPError as error:
-                raise Away(f"{self._base}: {error}") from None
+            answer = self._exchange(method, target, body, {**headers, "DPoP": proof})
             self._nonce = answer.headers.get("DPoP-Nonce", self._nonce)
             self._told_the_time(_time(answer.headers.get("Date")))
-            if last or answer.status != 401 or "use_dpop_nonce" not in answer.headers.get("WWW-Authenticate", ""):
+            if last or answer.code != 401 or "use_dpop_nonce" not in answer.headers.get("WWW-Authenticate", ""):
                 break
         try:
-            value = json.loads(answer.data)
+            value = json.loads(answer.body)
         except ValueError:
             value = None
-        if answer.status == 200 and isinstance(value, dict):
+        if answer.code == 200 and isinstance(value, dict):
             return value
         raise self._failure(answer, value)
 
-    def _failure(self, answer: urllib3.BaseHTTPResponse, value: JSON) -> TwoPhaseError:
+    def _exchange(self, method: str, target: str, body: bytes, headers: Mapping[str, str]) -> "_Answer":
+        """One request and its answer. Raises `Away`."""
+        connection = self._connection
+        try:
+            if connection.sock is None:
+                connection.connect()
+                connection.sock.settimeout(SILENT_S)  # type: ignore[attr-defined]
+            connection.request(method, target, body, dict(headers))
+            response = connection.getresponse()
+            data = response.read(_LARGEST)
+            if not response.isclosed():
+                raise HTTPException(f"an answer of more than {_LARGEST} bytes")
+            return _Answer(response.status, response.reason, response.headers, data)
+        except (OSError, HTTPException) as error:
+            connection.close()  # the next request opens another
+            raise Away(f"{self.identity.gateway}: {error or type(error).__name__}") from None
+
+    def _failure(self, answer: "_Answer", value: JSON) -> TwoPhaseError:
         said = value.get("error", {}) if isinstance(value, dict) else {}
         message = str(said.get("message", "")) if isinstance(said, dict) else ""
-        message = f"{self._base}: {answer.status} {message or answer.reason or ''}".strip()
-        if answer.status == 401:
+        message = f"{self.identity.gateway}: {answer.code} {message or answer.reason}"
+        if answer.code == 401:
             return NotThisKey(message)
-        if not 400 <= answer.status < 500 or answer.status in _TRY_AGAIN:  # 3xx, and 200 with another body: a portal
+        if not 400 <= answer.code < 500 or answer.code in _TRY_AGAIN:  # 3xx, and 200 with another body: a portal
             wait = answer.headers.get("Retry-After", "")
             return Away(message, float(wait) if wait.isdecimal() else 0.0)
         offset = answer.headers.get("Upload-Offset", "")
-        return Refused(message, answer.status, int(offset) if offset.isdecimal() else None)
+        return Refused(message, answer.code, int(offset) if offset.isdecimal() else None)
+
+
+class _Answer(NamedTuple):
+    code: int
+    reason: str
+    headers: HTTPMessage
+    body: bytes
 
 
 def _text(data: bytes) -> str:

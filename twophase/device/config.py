@@ -3,7 +3,7 @@
     source = "-"            metrics_port = 9471      report_every_s = 900
     [listen] ...            how clips are cut: `listener.Listening`
     [spool] ...             what bounds the spool: `spool.Limits`
-    [daily] ...             what may go up in a day: `uplink.Daily`
+    [daily] ...             what may go up in a day: `budget.Daily`
     [update] ...            where gate updates come from, and how often: `Updating`
 
 A file of an older version stays readable: values are added, never renamed or given another meaning. An unknown name is
@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from twophase.device.budget import Daily
 from twophase.device.listener import Listening
 from twophase.device.spool import Limits
-from twophase.device.uplink import Daily
 from twophase.errors import UsageError
 
 

@@ -7,23 +7,19 @@ sequence number once in the end.
 
 Nothing is given up for lack of an answer: no network, 408, 429 and 5xx wait, twice as long each time up to `LONGEST_S`,
 jittered so that a fleet does not come back as a herd, and never less than `Retry-After`. What the gateway refuses for
-good goes to the dead letters after one try. On the disk this keeps the day's spending; all else is the spool's.
+good goes to the dead letters after one try. What is on the disk is the spool's, and the day's budget.
 """
 
 import random
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 
+from twophase.device.budget import Budget
 from twophase.device.client import Away, Client, NotThisKey, Refused
 from twophase.device.durable import SpoolError
 from twophase.device.spool import Spool
-from twophase.errors import TwoPhaseError, UsageError
-from twophase.files import JSON, digest, read_json, write_json
+from twophase.files import JSON, digest
 
 SHORTEST_S, LONGEST_S = 1.0, 900.0
 """The first wait after a failure, and the longest, jitter and `Retry-After` apart."""
@@ -38,44 +34,6 @@ IDLE_S = 60.0
 """How often is looked for more to do where nothing says that there is."""
 
 _ON_THE_WAY = (404, 409, 422)  # announced too long ago, at another offset, changed on the way: announcing mends it
-
-
-@dataclass(frozen=True)
-class Daily:
-    """What may go up in a day of UTC; 0 is without bound."""
-
-    calls: int = 0
-    """Clips."""
-    bytes: int = 0
-
-    def __post_init__(self) -> None:
-        if self.calls < 0 or self.bytes < 0:
-            raise UsageError(f"calls = {self.calls}, bytes = {self.bytes} a day: 0 or more is accepted")
-
-
-class Budget:
-    """A day's spending, kept in one file: a crash forgets at most the clip that was going up."""
-
-    def __init__(self, file: Path, daily: Daily, now: Callable[[], float] = time.time) -> None:
-        self._file, self._daily, self._now = file, daily, now
-        self._day, self._calls, self._bytes = "", 0, 0
-        with suppress(TwoPhaseError, KeyError, TypeError):  # none yet, or damaged: the day begins anew
-            spent = read_json(file, "budget")
-            self._day, self._calls, self._bytes = str(spent["day"]), int(spent["calls"]), int(spent["bytes"])
-
-    def allows(self, size: int) -> bool:
-        """Whether a clip of so many bytes may go up today."""
-        day = datetime.fromtimestamp(max(self._now(), 0), UTC).date().isoformat()
-        if day != self._day:
-            self._day, self._calls, self._bytes = day, 0, 0
-        calls, most = self._daily.calls, self._daily.bytes
-        return (not calls or self._calls < calls) and (not most or self._bytes + size <= most)
-
-    def spend(self, size: int) -> None:
-        """A clip went up."""
-        self._calls, self._bytes = self._calls + 1, self._bytes + size
-        if self._daily.calls or self._daily.bytes:
-            write_json(self._file, {"day": self._day, "calls": self._calls, "bytes": self._bytes})
 
 
 class Backoff:
