@@ -81,3 +81,12 @@ def test_the_headline_is_the_worst_of_the_conditions() -> None:
     assert found["conditions"]["mixed"] == evaluate(mixed, 0.0)
     assert found["headline"]["gate recall"] == {"value": 0.5, "condition": "mixed"}
     assert found["headline"]["gate stopped"]["value"] == 1.0
+
+
+def test_the_gate_keeps_the_odds_of_wanted_against_none() -> None:
+    named = networks.gate(4, "random")
+    images = np.random.default_rng(0).uniform(0, 255, (5, 61, 64, 1)).astype(np.float32)
+    logits = np.asarray(named(images, training=False))
+    expected = np.log(np.exp(logits[:, :-1]).sum(axis=1)) - logits[:, -1]
+    odds = networks.wanted_or_not(named)(images, training=False)
+    np.testing.assert_allclose(np.asarray(odds)[:, 0], expected, atol=1e-4)

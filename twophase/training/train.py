@@ -6,9 +6,10 @@
       gate.tflite | classifier.tflite     the same, as exported
       history.json                        curves, labels, recipe; written last: a folder without it is no model
 
-The gate learns wanted or not from every clip. The classifier learns the wanted labels and, as its last output, that it
-is none of these, so that it can still say no when the gate was wrong. Windows are weighted so that neither a long clip
-nor a common label outweighs the rest.
+Both networks learn the wanted labels and, as their last output, none of these. So the classifier can still say no when
+the gate was wrong; and the gate, of which the log odds of wanted against none are all that is kept, learns what its
+labels have in common by telling them apart (it stops .16 more of what is mixed than if it learned wanted or not).
+Windows are weighted so that neither a long clip nor a common label outweighs the rest.
 """
 
 from collections.abc import Callable, Sequence
@@ -64,14 +65,10 @@ def train_gate(images: ImageSet, workdir: Path, recipe: Recipe, progress: Progre
     from twophase.release.convert import gate_tflite
     from twophase.training import networks
 
-    wanted = np.isin(images.label_of_row, [images.labels.index(w) for w in images.wanted]).astype(np.int32)
     prepare(recipe.seed)
-    network = networks.gate()
-    import keras
-
-    loss = keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=0.02)
-    targets = wanted[:, None].astype(np.float32)
-    history = fit_rows(network, loss, images, targets, wanted, recipe, workdir / "fits" / key, progress)
+    network = networks.gate(len(images.wanted) + 1)
+    history = _fit_labels(network, images, recipe, workdir / "fits" / key, progress)
+    network = networks.wanted_or_not(network)
     _write(model, network, {"gate.tflite": gate_tflite(network)}, ["wanted"], recipe, history)
     return model
 
@@ -92,21 +89,32 @@ def train_classifier(
     from twophase.release.convert import classifier_tflite
     from twophase.training import networks
 
-    outputs = len(images.wanted) + 1
-    target_of_label = np.full(len(images.labels), outputs - 1, np.int32)
-    for i, label in enumerate(images.wanted):
-        target_of_label[images.labels.index(label)] = i
-    targets = target_of_label[images.label_of_row]
     prepare(recipe.seed)
-    network = networks.classifier(outputs, backbone, weights)
-    import keras
-
-    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.05)
-    one_hot = np.eye(outputs, dtype=np.float32)[targets]
-    history = fit_rows(network, loss, images, one_hot, targets, recipe, workdir / "fits" / key, progress)
-    _calibrate(network, images, targets)
+    network = networks.classifier(len(images.wanted) + 1, backbone, weights)
+    history = _fit_labels(network, images, recipe, workdir / "fits" / key, progress)
+    _calibrate(network, images)
     _write(model, network, {"classifier.tflite": classifier_tflite(network)}, images.wanted, recipe, history)
     return model
+
+
+def _fit_labels(
+    network: "keras.Model", images: ImageSet, recipe: Recipe, state: Path, progress: Progress
+) -> dict[str, list[float]]:
+    """Fit a network to the wanted labels and none of these."""
+    import keras
+
+    targets = _targets(images)
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.05)
+    one_hot = np.eye(len(images.wanted) + 1, dtype=np.float32)[targets]
+    return fit_rows(network, loss, images, one_hot, targets, recipe, state, progress)
+
+
+def _targets(images: ImageSet) -> NDArray[np.int32]:
+    """For each row the index of its label among the wanted ones, or their number for none of these, int32 [n]."""
+    target_of_label = np.full(len(images.labels), len(images.wanted), np.int32)
+    for i, label in enumerate(images.wanted):
+        target_of_label[images.labels.index(label)] = i
+    return target_of_label[images.label_of_row]
 
 
 def fit_rows(
@@ -144,7 +152,7 @@ def fit_rows(
     return fit(network, loss, batches(SPLITS[0]), batches(SPLITS[1]), recipe, state, progress)
 
 
-def _calibrate(network: "keras.Model", images: ImageSet, targets: NDArray[np.int32]) -> float:
+def _calibrate(network: "keras.Model", images: ImageSet) -> float:
     """Divide the last layer by the temperature that fits the validation clips best, and return it.
 
     Guo et al., ICML 2017 (arXiv:1706.04599), of clips, not windows: what is calibrated is what is answered.
@@ -153,7 +161,7 @@ def _calibrate(network: "keras.Model", images: ImageSet, targets: NDArray[np.int
     logits = network.predict(images.take(rows).astype(np.float32)[..., None], batch_size=256, verbose=0)
     first = np.unique(images.clip_of_row[rows], return_index=True)[1]
     clips: list[Floats] = np.split(logits, first[1:])
-    right = targets[rows][first]
+    right = _targets(images)[rows][first]
 
     def loss(temperature: float) -> float:
         given = [pool(w / np.float32(temperature))[truth] for w, truth in zip(clips, right, strict=True)]
@@ -166,10 +174,10 @@ def _calibrate(network: "keras.Model", images: ImageSet, targets: NDArray[np.int
 
 
 def _weights(clip: NDArray[np.int32], kind: NDArray[np.int32]) -> NDArray[np.float32]:
-    """Weights of mean 1 a row: a clip counts by the root of its windows, a kind by the root of its clips."""
+    """Weights of mean 1 a row: a clip counts by the root of its windows, a kind by the fourth root of its clips."""
     weight = 1.0 / np.sqrt(np.bincount(clip)[clip])
     share = np.bincount(kind, weight) / weight.sum()
-    weight = weight / np.sqrt(share[kind])
+    weight = weight / share[kind] ** 0.75
     return np.asarray(weight / weight.mean(), np.float32)
 
 
