@@ -84,9 +84,10 @@ def vertex_spec(name: str, image: str, machines: Machines | None = None) -> dict
 
 
 def _with_image(text: str, image: str) -> dict[str, Any]:
+    """A spec with its steps in `image`, in the one that it names where that is empty."""
     from components import IMAGE
 
-    return dict(next(yaml.safe_load_all(text.replace(IMAGE, image))))
+    return dict(next(yaml.safe_load_all(text.replace(IMAGE, image or IMAGE))))
 
 
 def data_state(data: str) -> tuple[str, int]:

@@ -1,6 +1,8 @@
 """Asking for runs: what is sent, what is refused before anything is sent, how a run ends."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +21,7 @@ from pipelines.cost import estimate
 from pipelines.places import Machines
 from pipelines.submission import Submission, data_state, for_vertex, read_spec
 from twophase.errors import TwoPhaseError, UsageError
+from twophase.local.process import Address
 
 PLACE = ("local", "us-central1")
 IMAGE = "us-central1-docker.pkg.dev/p/twophase/trainer:0.1.0"
@@ -209,3 +212,46 @@ def test_an_estimate_names_machines_and_grows_with_the_clips(tmp_path: Path) -> 
     (tmp_path / "prices.toml").write_text("not toml")
     with pytest.raises(TwoPhaseError, match=r"prices.toml: this price table cannot be read"):
         estimate(1, Machines(), tmp_path / "prices.toml")
+
+
+def twophase(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "twophase", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+
+
+VERTEX = ("submit", "--target", "vertex", "--project", "p", "--bucket", "gs://b", "--image", IMAGE)
+
+
+def test_a_dry_run_needs_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    done = twophase(*VERTEX, "--dry-run", "--quick", "--label", "team=sound")
+    assert done.returncode == 0, done.stderr
+    request = json_format.ParseDict(json.loads(done.stdout), types.CreatePipelineJobRequest.pb()())
+    assert request.parent == "projects/p/locations/us-central1"
+    assert request.pipeline_job.labels["team"] == "sound"
+    assert request.pipeline_job.runtime_config.parameter_values["quick"].bool_value
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("submit", "--target", "moon"), "--target moon: is not known; local or vertex or kubeflow"),
+        (("submit", "--target", "vertex"), "--project: give the Google Cloud project"),
+        (("submit", "--target", "kubeflow"), "--host: give the address"),
+        ((*VERTEX, "--label", "team"), "--label team: is not understood; NAME=VALUE"),
+        (("containers", "build", "moon"), "moon: is no image of this project; "),
+    ],
+)
+def test_wrong_usage_is_one_message_and_exit_code_2(arguments: tuple[str, ...], words: str) -> None:
+    done = twophase(*arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_nothing_is_asked_for_where_nobody_agreed(monkeypatch: pytest.MonkeyPatch, platform: Address) -> None:
+    """A bucket that is there (the platform's stands in for Google's), a cost that nobody could say yes to."""
+    done = twophase(*VERTEX[:5], "--bucket", "gs://clips", "--image", IMAGE, "--api-endpoint", platform.url)
+    assert done.returncode == 2, done.stderr
+    assert "give --yes" in done.stderr
+    assert "in all" in done.stdout + done.stderr, "the estimate"

@@ -88,7 +88,6 @@ def submit(
     """
     from dataclasses import replace
 
-    from components import IMAGE
     from pipelines import clients, submission
     from pipelines.places import Machines
 
@@ -142,7 +141,7 @@ def submit(
         asked = submission.for_kubeflow(
             arguments,
             bucket,
-            image or IMAGE,
+            image,
             namespace,
             server_image,
             service_account=service_account,
