@@ -57,7 +57,7 @@ def test_a_life(twophase: Callable[[str], str], releases: tuple[Path, ...], clip
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("deploy {release} --target gcp", "local, vertex, sagemaker, azureml, kserve are"),
+        ("deploy {release} --target gcp", "local, vertex, sagemaker, kserve are"),
         ("deploy {release} --target sagemaker", "sagemaker needs role"),
         ("deploy {release} --target kserve --set bucket=x", "means nothing to kserve"),
         ("deploy {release} --target kserve --set store", "NAME=VALUE is accepted"),
