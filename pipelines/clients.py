@@ -184,7 +184,7 @@ class Vertex:
             ) from error
         except (said.Forbidden, said.Unauthorized) as error:
             raise TwoPhaseError(f"{at}: not allowed ({error.message}); docs/vertex.md lists the roles") from error
-        except said.ResourceExhausted as error:
+        except said.TooManyRequests as error:
             raise TwoPhaseError(
                 f"{at}: over a quota ({error.message}); ask for more, or give other machines"
             ) from error

@@ -5,6 +5,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -107,6 +109,20 @@ def test_steps_in_the_cloud_run_in_the_pushed_image_with_images_in_the_bucket() 
     assert "SPOT" in json.dumps(asked.spec)
 
 
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The address of a server that answers so."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
 class Captured(BaseHTTPRequestHandler):
     """Answers a pipeline job as Vertex AI does, and keeps what was sent."""
 
@@ -130,11 +146,8 @@ class Captured(BaseHTTPRequestHandler):
 def test_a_dry_run_prints_what_the_official_client_sends() -> None:
     """Every field: parsed as Google's own message type, the capture and the dry run are the same request."""
     Captured.sent = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Captured)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        vertex = Vertex("p", "us-central1", f"http://127.0.0.1:{server.server_port}")
+    with serving(Captured) as address:
+        vertex = Vertex("p", "us-central1", address)
         asked = for_vertex(
             {"data": "", "quick": True},
             "gs://b",
@@ -149,10 +162,6 @@ def test_a_dry_run_prints_what_the_official_client_sends() -> None:
         )
         vertex.submit(asked)
         expected = vertex.request(asked)
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
     (path, body), *more = Captured.sent
     assert not more
     sent = {
@@ -178,6 +187,41 @@ def test_every_spec_is_accepted_as_a_job(name: str) -> None:
     spec = next(yaml.safe_load_all(spec_path(name).read_text()))
     request = {"parent": "projects/p/locations/r", "pipelineJob": {"pipelineSpec": spec}}
     json_format.ParseDict(request, types.CreatePipelineJobRequest.pb()())
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """Refuses whatever is asked for, in Google's shape."""
+
+    code: int
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        data = json.dumps({"error": {"code": self.code, "message": "because", "status": "X"}}).encode()
+        self.send_response(self.code)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (401, "no credentials"),
+        (403, "not allowed .*because.*docs/vertex.md lists the roles"),
+        (404, "because; see that project, region and bucket exist"),
+        (409, "a run of this id is there already"),
+        (429, "over a quota .*because.*ask for more"),
+        (400, "because"),
+    ],
+)
+def test_what_a_cloud_refuses_comes_back_as_one_message(small_spec: dict[str, Any], code: int, words: str) -> None:
+    Refusing.code = code
+    with serving(Refusing) as address, pytest.raises(TwoPhaseError, match=words):
+        Vertex(*PLACE, address).submit(Submission(small_spec, "j", {"data": "d"}))
 
 
 def test_the_platform_that_is_not_there_is_named(small_spec: dict[str, Any]) -> None:
