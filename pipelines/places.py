@@ -43,9 +43,8 @@ class Machines:
 
 @dataclass(frozen=True)
 class Place:
-    """One place, by the name that its specs carry."""
+    """What one place does in its own way."""
 
-    name: str
     training: Callable[[Any, Named], Any]
     """A training component as this place runs it: (component, named)."""
     compare: Callable[[Named, dict[str, Any]], Any]
@@ -56,19 +55,22 @@ class Place:
     """Predict a batch: (source, destination, named, machine type)."""
     in_cloud: bool
 
-    def keep(self, task: Any, retries: int = 0) -> Any:
+    def keep(self, task: Any) -> Any:
         """A step whose answer holds as long as its inputs are the same.
 
         In a cloud the engine's cache skips it. On one machine the workdir does that by content, which is finer, and
         heeds what was deleted there since.
         """
-        task.set_caching_options(self.in_cloud)
-        return self._retried(task, retries)
+        return task.set_caching_options(self.in_cloud)
 
-    def ask(self, task: Any, retries: int = 0) -> Any:
+    def insist(self, task: Any) -> Any:
+        """A step to keep, and to try again in a cloud: buckets refuse for a moment, spot machines are taken away."""
+        self.keep(task)
+        return task.set_retry(num_retries=2, backoff_duration="10s", backoff_factor=2.0) if self.in_cloud else task
+
+    def ask(self, task: Any) -> Any:
         """A step that looks at the world or changes it: never answered from cache."""
-        task.set_caching_options(False)
-        return self._retried(task, retries)
+        return task.set_caching_options(False)
 
     def guard(self, named: Named) -> AbstractContextManager[Any]:
         """What a run is wrapped in: in a cloud its end is reported, however it comes; here the caller sees it."""
@@ -80,19 +82,15 @@ class Place:
         """Ask for this much of a machine, where there are several to choose from."""
         return task.set_cpu_limit(cpu).set_memory_limit(memory) if self.in_cloud else task
 
-    @staticmethod
-    def _retried(task: Any, retries: int) -> Any:
-        return task.set_retry(num_retries=retries, backoff_duration="10s", backoff_factor=2.0) if retries else task
-
 
 def local() -> Place:
     """Every step on this machine; the model is registered and deployed at `api_endpoint`."""
-    return Place("local", _as_it_is, _compare, _go_live, _predict, in_cloud=False)
+    return Place(_as_it_is, _compare, _go_live, _predict, in_cloud=False)
 
 
 def kubeflow() -> Place:
     """Kubeflow Pipelines, with KServe as the place where releases go live."""
-    return Place("kubeflow", _as_it_is, _kserve_compare, _kserve_go_live, _predict, in_cloud=True)
+    return Place(_as_it_is, _kserve_compare, _kserve_go_live, _predict, in_cloud=True)
 
 
 def vertex(machines: Machines = Machines()) -> Place:
@@ -114,7 +112,7 @@ def vertex(machines: Machines = Machines()) -> Place:
         )
         return functools.partial(job, project=named["project"], location=named["region"])
 
-    return Place("vertex", training, _compare, _google_go_live, _google_predict, in_cloud=True)
+    return Place(training, _compare, _google_go_live, _google_predict, in_cloud=True)
 
 
 PLACES: dict[str, Callable[[], Place]] = {"local": local, "vertex": vertex, "kubeflow": kubeflow}

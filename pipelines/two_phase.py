@@ -57,7 +57,7 @@ def two_phase(place: Place) -> Any:
         named = {"project": project, "region": region, "api_endpoint": api_endpoint, "model": model}
         named |= {"namespace": namespace, "releases": releases}
         with place.guard(named):
-            found = place.keep(
+            found = place.insist(
                 generate_data(
                     data=data,
                     data_digest=data_digest,
@@ -65,8 +65,7 @@ def two_phase(place: Place) -> Any:
                     workdir=workdir,
                     synth_per_label=synth_per_label,
                     seed=seed,
-                ),
-                retries=2,  # a bucket may be out of order for a moment
+                )
             )
             clips = found.outputs["clips"]
             planned = place.keep(plan_shards(clips=clips, workdir=workdir))
@@ -78,9 +77,9 @@ def two_phase(place: Place) -> Any:
                         shard=shard,
                         workdir=workdir,
                         store=store,
-                    ),
-                    retries=2,  # this shard alone; what is made stays
+                    )
                 )
+                made.set_retry(num_retries=2, backoff_duration="2s", backoff_factor=2.0)  # alone; what is made stays
                 place.sized(made, "4", "8G")
             collected = place.keep(
                 collect_images(
@@ -88,15 +87,13 @@ def two_phase(place: Place) -> Any:
                 )
             )
             images = collected.outputs["images"]
-            # A spot machine may be taken away; a fit that was kept goes on where it stood.
-            gate = place.keep(
-                place.training(train_gate, named)(images=images, workdir=workdir, quick=quick, seed=seed), retries=2
+            gate = place.insist(
+                place.training(train_gate, named)(images=images, workdir=workdir, quick=quick, seed=seed)
             ).outputs["gate"]
-            classifier = place.keep(
+            classifier = place.insist(
                 place.training(train_classifier, named)(
                     images=images, workdir=workdir, quick=quick, seed=seed, backbone=backbone, weights=weights
-                ),
-                retries=2,
+                )
             ).outputs["classifier"]
             pair = {"images": images, "gate": gate, "classifier": classifier}
             judged = place.keep(evaluate_pair(clips=clips, rule=rule, workdir=workdir, **pair))
