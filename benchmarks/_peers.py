@@ -1,6 +1,7 @@
 """Other serving programs around the release's SavedModel, each in an environment of its own, installed on request."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -90,13 +91,15 @@ def installed(name: str, release: Path) -> list[str] | None:
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "twophase-benchmarks" / name
     python = home / "bin" / "python"
     if not (home / "ready").is_file():
+        uv = shutil.which("uv", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))))
         for command in (
-            ["uv", "venv", "--quiet", "--clear", "--python", "3.11", str(home)],
-            ["uv", "pip", "install", "--quiet", "--python", str(python), "tensorflow-cpu>=2.20", *packages],
+            [uv or "uv", "venv", "--quiet", "--clear", "--python", "3.11", str(home)],
+            [uv or "uv", "pip", "install", "--quiet", "--python", str(python), "tensorflow-cpu>=2.20", *packages],
         ):
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            try:
+                subprocess.run(command, capture_output=True, text=True, check=True)
+            except (OSError, subprocess.CalledProcessError) as error:
+                reason = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-1]
                 print(f"{title} cannot be installed: left out ({reason})", file=sys.stderr)
                 return None
         (home / "ready").touch()
