@@ -29,7 +29,6 @@ SEED = 20_260_000
 RECIPE = Recipe(
     steps=6_000,
     weight_decay=0.02,
-    patience=1000,
     augment=Augment(
         warp_semitones=2.0,
         shift_frames=6,

@@ -435,12 +435,10 @@ def _training(name: str, trained: JSON) -> dict[str, Any]:
         charts.append(
             {"what": what, "plot": plot, "lines": [(*line, end) for line, end in zip(lines, ends, strict=True)]}
         )
-    losses = history.get("val_loss", [])
     return {
         "name": name,
         "charts": charts,
         "epochs": epochs,
-        "best": int(np.nanargmin(losses)) + 1 if np.isfinite(losses).any() else None,
         "seconds": sum(history.get("seconds", [])),
         "recipe": trained["recipe"],
     }

@@ -53,7 +53,7 @@ AUGMENT = Augment(
 def recipe(kind: str, quick: bool, seed: int) -> Recipe:
     """The default recipe of `gate` or `classifier`; a quick one shows that all works, not what is possible."""
     decay = {"gate": 1e-3, "classifier": 0.05}[kind]
-    return Recipe(400 if quick else 2400, learning_rate=2e-3, weight_decay=decay, seed=seed, augment=AUGMENT)
+    return Recipe(400 if quick else 2000, learning_rate=2e-3, weight_decay=decay, seed=seed, augment=AUGMENT)
 
 
 def train_gate(images: ImageSet, workdir: Path, recipe: Recipe, progress: Progress = lambda *_: None) -> Path:
@@ -127,9 +127,8 @@ def fit_rows(
     state: Path,
     progress: Progress,
 ) -> dict[str, list[float]]:
-    """Fit a network to the train rows of an image set, best on its validation rows, both augmented.
+    """Fit a network to the train rows of an image set; what it does on validation rows, as much augmented, is noted.
 
-    Validation goes through the augmentation too: the epoch that is best on clean clips is not the best in the field.
     `targets` and `kind_of_row`, by which rows are balanced, have one entry for each row of the set.
     """
     from twophase.training.image_generator import ImageGenerator
