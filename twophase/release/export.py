@@ -42,8 +42,12 @@ if TYPE_CHECKING:
 GATE_TOLERANCE = 0.5
 """Between the float gate and its int8 weights on golden windows, in logits."""
 
-DECISIONS_TOLERANCE = 0.005
-"""Share of the validation windows on which the exported gate may decide otherwise than the Keras gate."""
+DECISIONS_TOLERANCE = 0.02
+"""Share of the validation windows on which the exported gate may decide otherwise than the Keras gate.
+
+Activations that LiteRT rounds to int8 move a score by .05 on average, and .1 to .9 % of windows across a threshold;
+what breaks an export (a quantised front end) moves a tenth of them.
+"""
 
 _DECISION_CLIPS = 200
 
