@@ -15,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 import pytest
 import soundfile
+from sqlalchemy import select
 
 from tests.device.cloud import cloud
 from tests.device.sounds import noise
@@ -23,6 +24,7 @@ from twophase.device.config import Config, read
 from twophase.device.identity import Identity
 from twophase.device.metrics import METRICS
 from twophase.errors import UsageError
+from twophase.gateway.store import period
 
 LOUD, SOFT = noise(1, 3), noise(2, 4) // 500
 
@@ -87,6 +89,23 @@ def test_offline_it_keeps_its_clips_and_back_it_gets_its_answers(tmp_path: Path,
     (known,) = map(json.loads, twophase("status", "--clips", "--json", "--state", str(place)).stdout.splitlines())
     assert known["answer"]["label"] == "oboe"
     assert known["captured"] == said["captured"]
+
+
+def test_online_it_sends_gets_its_answer_and_reports(tmp_path: Path, release: Path) -> None:
+    place = tmp_path / "state"
+    with cloud(tmp_path / "gateway") as gateway:
+        gateway.enrol(place)
+        updates.install(place, release)
+        (place / "device.toml").write_text(f"metrics_port = {free_port()}\n")
+        with running(place) as process:
+            assert process.stdin is not None
+            process.stdin.write(np.concatenate([SOFT, LOUD, SOFT]).tobytes())
+            process.stdin.flush()
+            heard = event(process.stdout, "heard")
+            answered = event(process.stdout, "answered")
+            assert (answered["sequence"], answered["score"]) == (heard["sequence"], heard["score"])
+            assert answered["answer"]["label"] == "oboe"
+        assert gateway.store.do(lambda c: c.execute(select(period)).all())
 
 
 def test_it_listens_to_a_pipe_is_watched_and_ends_when_told(state: Path) -> None:

@@ -119,6 +119,18 @@ def test_what_is_in_flight_is_never_dropped_and_what_the_gateway_has_goes_first(
         assert kept["score"] == HEARD.threshold + 100
 
 
+def test_what_waits_can_be_valued_by_another_gate(tmp_path: Path) -> None:
+    limits = Limits(max_bytes=MIN_BYTES, recency=0.0)
+    with opened(tmp_path, limits) as spool:
+        first = spool.put(noise(0, 16), replace(HEARD, score=HEARD.threshold + 9))
+        second = spool.put(noise(1, 16), HEARD)
+        assert spool.rescore(lambda pcm: -9.0 if np.array_equal(pcm, noise(0, 16)) else 9.0) == 2
+        for seed in range(2, 60):
+            spool.put(noise(seed, 16), HEARD)
+        assert first not in spool.waiting(1000)
+        assert second in spool.waiting(1000)
+
+
 def test_a_damaged_clip_is_set_aside_and_named_and_the_rest_goes_on(tmp_path: Path) -> None:
     with opened(tmp_path) as spool:
         for seed in range(3):

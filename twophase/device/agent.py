@@ -16,6 +16,7 @@ import json
 import logging
 import logging.handlers
 import queue
+import random
 import subprocess
 import sys
 import threading
@@ -68,7 +69,7 @@ class Agent:
         self.counts: Counter[str] = Counter()
         self.trouble: dict[str, str] = {}
         """What cannot be done now, and why, by task."""
-        self._stop = threading.Event()
+        self._stop, self._news = threading.Event(), threading.Event()
         self._queue: queue.Queue[tuple[Detection, Heard] | None] = queue.Queue(QUEUE)
         self._threads: list[threading.Thread] = []
 
@@ -106,6 +107,7 @@ class Agent:
     def _end(self) -> None:
         """Keep what was heard, and let every thread end what it is doing."""
         self._stop.set()
+        self._news.set()
         self._queue.put(None)
         for thread in self._threads:
             thread.join(timeout=5 if thread.name != "keep" else None)
@@ -155,6 +157,7 @@ class Agent:
                         sequence = None
                         break
             if sequence is not None:
+                self._news.set()
                 self._said({"event": "heard", "sequence": sequence, **asdict(heard), "provisional": True})
 
     # What goes on beside
@@ -170,7 +173,7 @@ class Agent:
 
         return Client(self.identity, self.clock.told)
 
-    def _forever(self, name: str, work: Callable[[], float]) -> None:
+    def _forever(self, name: str, work: Callable[[], float], news: threading.Event | None = None) -> None:
         from twophase.device.uplink import keep_going
 
         def failed(why: str) -> None:
@@ -178,13 +181,13 @@ class Agent:
                 log.warning("%s: %s", name, why)
             self.trouble[name] = why
 
-        keep_going(work, self._stop, failed)
+        keep_going(work, self._stop, failed, news)
 
     def _send(self) -> None:
         from twophase.device.uplink import Sender
 
         sender = Sender(self.spool, self._client(), Budget(self.state / "budget.json", self.config.daily))
-        self._forever("send", sender.round)
+        self._forever("send", sender.round, self._news)
 
     def _fetch(self) -> None:
         from twophase.device.uplink import Fetcher
@@ -205,14 +208,24 @@ class Agent:
         self._forever("report", report)
 
     def _update(self) -> None:
-        while not self._stop.wait(self.config.update.every_s):
+        wait = random.uniform(60, 600)  # a fleet that starts together does not ask together
+        while not self._stop.wait(wait):
             outcome = look_for_update(self.state, self.config.update.url)
             self.trouble["update"] = outcome.reason
             if outcome.state == "installed":
-                self.listener.use(LoadedGate.load(updates.current(self.state)[0]))
+                self._exchange(updates.current(self.state)[0])
             if outcome.state != "current":
                 log.warning("update: %s %s %s", outcome.state, outcome.release, outcome.reason)
                 self._said({"event": "updated", **asdict(outcome)})
+            wait = self.config.update.every_s * random.uniform(0.8, 1.2)
+
+    def _exchange(self, folder: Path) -> None:
+        """Let a new gate decide what is heard from now on, and what of the spool is dropped first."""
+        self.listener.use(LoadedGate.load(folder))
+        try:
+            self.spool.rescore(LoadedGate.load(folder).margin)  # its own copy: the listener's runs in another thread
+        except SpoolError as error:
+            log.warning("update: clips keep their old worth: %s", error)
 
     def _metrics(self) -> None:
         from twophase.device.metrics import serve

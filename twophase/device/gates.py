@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from twophase.audio.frontend import FRONT_END
+from twophase.device.clip import PCM
 from twophase.files import digest
 from twophase.release.golden import GOLDEN, LOGIT_TOLERANCE
 from twophase.release.manifest import EXTRA, Manifest, ReleaseError, read, require_front_end
@@ -55,6 +56,10 @@ class LoadedGate:
     def threshold(self) -> float:
         """What a logit is compared with."""
         return self.manifest.operating_point.threshold
+
+    def margin(self, pcm: PCM) -> float:
+        """How far above the threshold a clip is: int16 [n] at 16 kHz."""
+        return self.gate.clip_score(pcm * np.float32(1 / 32768)) - self.threshold
 
     def _decide_golden(self, path: Path) -> None:
         """Raise `ReleaseError` unless every golden window is decided as when it was exported.

@@ -88,6 +88,10 @@ class Index:
         """Set a clip's state."""
         self._db.execute("UPDATE clips SET state = ? WHERE sequence = ?", (state, sequence))
 
+    def value(self, sequence: int, worth: float) -> None:
+        """Set what a clip is worth."""
+        self._db.execute("UPDATE clips SET worth = ? WHERE sequence = ?", (worth, sequence))
+
     def get(self, sequence: int) -> Row | None:
         """One clip's row."""
         found = self._db.execute("SELECT * FROM clips WHERE sequence = ?", (sequence,)).fetchone()

@@ -199,7 +199,7 @@ class Spool:
     def expects_answers(self) -> bool:
         """Whether the gateway has clips that it has not answered."""
         with self._mutex:
-            return bool(self._stories or self._indexed(lambda index: index.count().get(SENT)))
+            return bool(self._stories or self.sent(1))
 
     @contextmanager
     def sending(self, sequence: int) -> Iterator[Taken | None]:
@@ -216,6 +216,23 @@ class Spool:
         """Note that the gateway has a clip, or that it does not have it after all."""
         with self._mutex:
             self._indexed(lambda index: index.mark(sequence, SENT if sent else WAITING))
+
+    def rescore(self, margin: Callable[[PCM], float]) -> int:
+        """Value what waits by another gate, which decides what is dropped first; how many clips that were.
+
+        `margin` is how far above that gate's threshold a clip is. Their stories keep the gate that chose them.
+        """
+        done, last = 0, -1
+        while some := self.waiting(FOLDER_OF, last):
+            for sequence in some:
+                with self.sending(sequence) as taken:
+                    if taken and taken.story.kind == "escalation":
+                        worth = self._worth(sequence, margin(clip.sound(taken.data)))
+                        with self._mutex:
+                            self._indexed(lambda index, s=sequence, w=worth: index.value(s, w))  # type: ignore[misc]
+                        done += 1
+            last = some[-1]
+        return done
 
     def story(self, sequence: int) -> Story | None:
         """The story of a clip that waits for its answer, or None when there is none."""

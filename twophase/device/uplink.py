@@ -172,17 +172,27 @@ class Fetcher:
         return self._idle_s
 
 
-def keep_going(work: Callable[[], float], stop: threading.Event, failed: Callable[[str], object]) -> None:
+def keep_going(
+    work: Callable[[], float],
+    stop: threading.Event,
+    failed: Callable[[str], object],
+    news: threading.Event | None = None,
+) -> None:
     """Call `work` until `stop`, with the waits that it returns, or after a failure those of `Backoff`.
 
-    `failed` is called with what went wrong, and with nothing when it goes well again.
+    `failed` is called with what went wrong, and with nothing when it goes well again. `news` ends a wait that no
+    failure made; who sets `stop` sets it too.
     """
-    backoff = Backoff()
+    backoff, news = Backoff(), news or stop
     while not stop.is_set():
         try:
+            if news is not stop:
+                news.clear()
             wait = work()
             backoff.succeeded()
             failed("")
+            news.wait(wait)
+            continue
         except (Away, SpoolError, Refused) as error:
             failed(str(error))
             wait = backoff.failed(error.retry_after_s if isinstance(error, Away) else 0.0)
