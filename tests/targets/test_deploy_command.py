@@ -57,10 +57,11 @@ def test_a_life(twophase: Callable[[str], str], releases: tuple[Path, ...], clip
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("deploy {release} --target gcp", "local, vertex, sagemaker, kserve are"),
+        ("deploy {release} --target gcp", "local, vertex, sagemaker, azureml, kserve are"),
         ("deploy {release} --target sagemaker", "sagemaker needs role"),
         ("deploy {release} --target kserve --set bucket=x", "means nothing to kserve"),
         ("deploy {release} --target kserve --set store", "NAME=VALUE is accepted"),
+        ("deploy {release} --target azureml --set workspace=w", "azureml needs subscription"),
         ("deploy {release} --target vertex", "vertex needs project"),
         ("deploy {release} --percent 101", "give 1 to 100 per cent"),
         ("target promote other 3", "is no version of other"),

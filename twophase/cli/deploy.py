@@ -28,7 +28,7 @@ target_app = typer.Typer(name="target", no_args_is_help=True, help="What is depl
 app = typer.Typer()
 app.add_typer(target_app)
 
-Where = Annotated[str, typer.Option("--target", help="local, vertex, sagemaker or kserve.")]
+Where = Annotated[str, typer.Option("--target", help="local, vertex, sagemaker, azureml or kserve.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="What the place needs to know: NAME=VALUE (repeat it), or TWOPHASE_NAME."),

@@ -14,6 +14,7 @@ SETTINGS: dict[str, dict[str, str]] = {
     "local": {"api_endpoint": REQUIRED, "project": "local", "region": "us-central1"},
     "vertex": {"project": REQUIRED, "region": "us-central1"},
     "sagemaker": {"region": "", "role": REQUIRED, "bucket": "", "image": SERVER_IMAGE},
+    "azureml": {"subscription": REQUIRED, "resource_group": REQUIRED, "workspace": REQUIRED, "image": SERVER_IMAGE},
     "kserve": {"namespace": "default", "store": REQUIRED, "image": SERVER_IMAGE},
 }
 """Every target's settings and their defaults."""
@@ -49,6 +50,12 @@ def _sagemaker(model: str, settings: Mapping[str, str]) -> Target:
     return SageMaker(model, **settings)
 
 
+def _azureml(model: str, settings: Mapping[str, str]) -> Target:
+    from twophase.targets.azureml import AzureML
+
+    return AzureML(model, **settings)
+
+
 def _kserve(model: str, settings: Mapping[str, str]) -> Target:
     from twophase.targets.kserve import KServe
 
@@ -59,5 +66,6 @@ _MAKE: dict[str, Callable[[str, Mapping[str, str]], Target]] = {
     "local": _vertex,
     "vertex": _vertex,
     "sagemaker": _sagemaker,
+    "azureml": _azureml,
     "kserve": _kserve,
 }
