@@ -1,8 +1,9 @@
 """Keras networks into the LiteRT files of a release.
 
 The gate carries its front end: PCM in, one logit out. Its weights are stored as int8 (dynamic range), and LiteRT rounds
-what it multiplies them with to int8, by each input's own range; the front end has no matrix product and so no weight that a converter could touch. The classifier takes
-images, because a server makes them faster with SciPy than any graph does, and stays float.
+what it multiplies them with to int8, by each input's own range; the front end has no matrix product and so no weight
+that a converter could touch. The classifier takes images, because a server makes them faster with SciPy than any graph
+does, and stays float.
 
 Variables are frozen before conversion: `from_concrete_functions` around a Keras 3 model leaves them unfrozen otherwise.
 """
