@@ -1,65 +1,83 @@
 """Both branches of the pipeline's end, seen in what they leave behind: what beats the live release goes live, else not.
 
-The real steps and the real condition, compiled for this machine, on evaluations whose answers are known.
+The real steps and the real condition, compiled for this machine, on an evaluation whose answers are known: the
+challenger is right about every clip, or wrong about every one, and the live release stops whatever it hears.
 """
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 from kfp import compiler, components, dsl, local
 from kfp.dsl import Dataset, Model
 
 from pipelines import places
 from pipelines.two_phase import go_live_if_better
-from twophase.local import process
-from twophase.release import manifest
+from tests.serving.standin import LABELS, make
+from twophase.audio.clips import Clip
+from twophase.files import digest, write_json
+from twophase.local.process import Address
+from twophase.release import heard, manifest
+from twophase.release.manifest import NONE
 from twophase.targets.rest import Vertex
 from twophase.targets.vertex import Registry
 from twophase.training import answers
-from twophase.training.judge import Judgement
+from twophase.training.answers import Answers
 
 PLACE = ("local", "us-central1")
 STOPS_ALL = 1e6
-"""A threshold that nothing reaches: the pair is right about what is unwanted, and wrong about everything else."""
+"""A threshold that nothing reaches: such a release is right about what is unwanted, and wrong about everything else."""
 
 
-@pytest.fixture
-def address(tmp_path: Path):
-    home = tmp_path / "home"
-    yield process.up(home, 0).url
-    process.down(home)
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clip, ...]:
+    """Eight test clips of every wanted label, and as many of another one."""
+    folder, found = tmp_path_factory.mktemp("sounds"), []
+    rng = np.random.default_rng(0)
+    for i, label in enumerate((*LABELS, "Bark") * 8):
+        path = folder / f"{i}.wav"
+        soundfile.write(path, rng.normal(0, 0.1, 16_000), 16_000)
+        sha = digest(path)
+        found.append(Clip(sha, str(path), path.name, label, sha, "test"))
+    return tuple(found)
 
 
-def with_threshold(release: Path, folder: Path, threshold: float) -> Path:
-    """A release of the same models with another threshold, so of another id."""
+def stopping_all(release: Path, folder: Path) -> Path:
+    """A release of the same models that lets nothing through, so of another id."""
     found = manifest.read(release)
-    name = manifest.release_id(found.labels, found.computes, threshold)
+    name = manifest.release_id(found.labels, found.computes, STOPS_ALL)
     copy = Path(shutil.copytree(release, folder / name))
+    heard.write(copy, ())
     path = copy / "assets.extra/release.json"
     value = json.loads(path.read_text())
-    value["id"], value["operating_point"]["threshold"] = name, threshold
+    value["id"], value["operating_point"]["threshold"] = name, STOPS_ALL
+    value["digests"] = manifest.files_of(copy)
     path.write_text(json.dumps(value))
     return copy
 
 
-def evaluation(judged: Judgement, folder: Path, right: bool) -> Path:
-    """An evaluation on the same test clips in which every answer is right, or every one is wrong."""
-    copy = Path(shutil.copytree(judged.folder, folder / f"evaluation-{right}"))
-    test = judged.test
-    passed = test.wanted if right else ~test.wanted
-    names = np.where(test.wanted, test.truth, 0) if right else (test.truth + 1) % (len(test.names) - 1)
-    given = replace(
-        test,
-        gate=(judged.point.threshold + np.where(passed, 1.0, -1.0)).astype(np.float32),
-        probabilities=np.eye(len(test.names), dtype=np.float32)[names],
+def evaluation(clips: tuple[Clip, ...], folder: Path, right: bool) -> Path:
+    """An evaluation on these clips in which every answer is right, or every one is wrong."""
+    names = (*LABELS, NONE)
+    wanted = np.array([c.label in LABELS for c in clips])
+    truth = np.array([names.index(c.label) if c.label in LABELS else len(LABELS) for c in clips])
+    named = np.where(wanted, truth, 0) if right else (truth + 1) % len(LABELS)
+    given = Answers(
+        clips,
+        names,
+        np.where(wanted == right, 1.0, -1.0).astype(np.float32),
+        np.eye(len(names), dtype=np.float32)[named],
+        np.ones(len(clips), np.int64),
     )
-    answers.write(copy / "test.jsonl", given)
-    return copy
+    for split in ("validation", "test"):
+        answers.write(folder / f"{split}.jsonl", given)
+    point = {"threshold": 0.0, "chosen_by": "test", "recall": 1.0, "stopped": 1.0, "escalation_rate": 0.5}
+    write_json(folder / "judgement.json", {"point": point, "metrics": {}, "lineage": {}})
+    return folder
 
 
 def end_of_pipeline(evaluated: Path, release: Path, root: Path, address: str) -> None:
@@ -76,9 +94,9 @@ def end_of_pipeline(evaluated: Path, release: Path, root: Path, address: str) ->
 
     compiler.Compiler().compile(end, str(root / "end.yaml"))
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root / "root"), raise_on_error=True)
-    arguments = {"workdir": str(root / "work"), "api_endpoint": address, "model": "m"}
     place = dict(zip(("project", "region"), PLACE, strict=True))
-    components.load_component_from_file(str(root / "end.yaml"))(**arguments, **place)
+    arguments = {"workdir": str(root / "work"), "api_endpoint": address, "model": root.name, **place}
+    components.load_component_from_file(str(root / "end.yaml"))(**arguments)
 
 
 def verdict(root: Path) -> str:
@@ -86,25 +104,25 @@ def verdict(root: Path) -> str:
     return str(json.loads(executed.read_text())["parameterValues"]["Output"])
 
 
-def live(address: str) -> dict[str, int]:
+def live(model: str, address: str) -> dict[str, int]:
     """Releases with traffic, and what they have of it."""
-    endpoint = Vertex(*PLACE, address).endpoint("m")
+    endpoint = Vertex(*PLACE, address).endpoint(model)
     split = endpoint.get("trafficSplit", {})
     return {d["displayName"]: split[d["id"]] for d in endpoint["deployedModels"] if split.get(d["id"])}
 
 
 @pytest.mark.parametrize(("right", "word", "versions"), [(True, "better", 2), (False, "worse", 1)])
 def test_only_what_beats_the_live_release_is_registered_and_deployed(
-    tiny_pair, tiny_release: Path, tmp_path: Path, address: str, right: bool, word: str, versions: int
+    clips: tuple[Clip, ...], tmp_path: Path, platform: Address, right: bool, word: str, versions: int
 ) -> None:
-    judged = Judgement.read(next((tiny_pair.workdir / "evaluations").iterdir()))
-    champion = with_threshold(tiny_release, tmp_path / "champion", STOPS_ALL)
-    registry = Registry(*PLACE, address)
-    registry.deploy(champion, registry.register(champion, "m"), "m")
-    (root := tmp_path / "run").mkdir()
-    end_of_pipeline(evaluation(judged, tmp_path, right), tiny_release, root, address)
+    (root := tmp_path / word).mkdir()
+    challenger = make(tmp_path / "challenger", seed=1)
+    champion = stopping_all(challenger, tmp_path)
+    registry = Registry(*PLACE, platform.url)
+    registry.deploy(champion, registry.register(champion, word), word)
+    end_of_pipeline(evaluation(clips, tmp_path / "judged", right), challenger, root, platform.url)
     assert verdict(root) == word
-    vertex = Vertex(*PLACE, address)
-    assert len(vertex.versions(vertex.model("m"))) == versions
-    assert live(address) == {(tiny_release if right else champion).name: 100}
+    vertex = Vertex(*PLACE, platform.url)
+    assert len(vertex.versions(vertex.model(word))) == versions
+    assert live(word, platform.url) == {manifest.read(challenger if right else champion).id: 100}
     assert bool(list((root / "root").rglob("register-version"))) is right, "the branch itself"
