@@ -9,6 +9,7 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -161,6 +162,16 @@ def test_settings_that_are_not_known_are_refused_and_named(tmp_path: Path) -> No
         path.write_text(text)
         with pytest.raises(UsageError, match=says):
             read(path)
+
+
+def test_every_setting_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "device.md").read_text()
+    config = Config()
+    for name in asdict(config):
+        value = getattr(config, name)
+        assert f"`[{name}]`" in page or f"`{name}`" in page
+        for inner in asdict(value) if is_dataclass(value) else ():
+            assert f"`{inner}`" in page, inner
 
 
 def test_a_device_that_is_not_enrolled_says_what_to_do(tmp_path: Path) -> None:
