@@ -20,8 +20,8 @@ import orjson
 from twophase.errors import TwoPhaseError, UsageError
 from twophase.files import JSON
 from twophase.release.manifest import read
-from twophase.targets.requests import Limits, body
-from twophase.targets.rest import Vertex
+from twophase.targets.requests import body
+from twophase.targets.rest import LIMITS, Vertex
 from twophase.targets.target import Status, Target
 from twophase.targets.traffic import MACHINE, Traffic, history
 
@@ -32,7 +32,7 @@ _TRIES = 300  # at 10 % of the traffic a canary is missed this often once in 10^
 class VertexAI(Target):
     """One name in one project and region."""
 
-    limits = Limits("Vertex AI's shared endpoint", 1_500_000, 60)
+    limits = LIMITS
     names = r".{1,128}"
 
     def __init__(self, model: str, project: str, region: str, api_endpoint: str) -> None:

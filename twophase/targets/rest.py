@@ -4,9 +4,7 @@ The same against Google's cloud and the platform on this machine; only the addre
 token is taken from `GOOGLE_OAUTH_ACCESS_TOKEN` or from gcloud (`gcloud auth print-access-token`).
 """
 
-import base64
 import builtins
-import io
 import os
 import subprocess
 import time
@@ -15,16 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import soundfile
 
-from twophase.audio.decode import decode
-from twophase.audio.frontend import SAMPLE_RATE
 from twophase.errors import TwoPhaseError
 from twophase.files import JSON
 from twophase.release.manifest import EXTRA, read
+from twophase.targets.requests import Limits, body, sent
 
-_AS_IT_IS = 1_000_000
-"""Largest file that is sent as it is, in bytes: with base64, Vertex's shared endpoints take 1.5 MB a request."""
+LIMITS = Limits("Vertex AI's shared endpoint", 1_500_000, 60)
 
 
 class Vertex:
@@ -114,10 +109,7 @@ class Vertex:
 
     def predict(self, endpoint: JSON, clips: Sequence[Path]) -> JSON:
         """Ask an endpoint about clip files, a request each; Vertex's answer with a prediction a clip."""
-        answers = [
-            self.post(f"{endpoint['name']}:predict", {"instances": [{"audio_bytes": {"b64": _sent(clip)}}]})
-            for clip in clips
-        ]
+        answers = [self.post(f"{endpoint['name']}:predict", body([sent(clip, LIMITS)])) for clip in clips]
         return {**answers[-1], "predictions": [answer["predictions"][0] for answer in answers]}
 
     def _named(self, kind: str, display_name: str) -> JSON:
@@ -155,19 +147,6 @@ class Vertex:
         except (ValueError, KeyError, TypeError):
             said = answer.text[:200]
         raise TwoPhaseError(f"{self.address}: {method} {name} was refused with {answer.status_code}: {said}")
-
-
-def _sent(clip: Path) -> str:
-    """A clip as a request carries it: the file as it is, or, where that is large, what the models hear of it."""
-    try:
-        data = clip.read_bytes()
-    except OSError as error:
-        raise TwoPhaseError(f"{clip}: cannot be read ({error.strerror}); give clip files") from None
-    if len(data) > _AS_IT_IS:
-        file = io.BytesIO()
-        soundfile.write(file, decode(data, str(clip)), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-        data = file.getvalue()
-    return base64.b64encode(data).decode()
 
 
 def _token() -> str:

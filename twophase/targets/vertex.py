@@ -11,23 +11,21 @@ An endpoint on a plain http address is the local platform: it takes no credentia
 
 import base64
 import functools
-import io
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
-import soundfile
 
-from twophase.audio.frontend import SAMPLE_RATE
 from twophase.errors import TwoPhaseError
 from twophase.files import new_directory
 from twophase.release.golden import GOLDEN, PROBABILITY_TOLERANCE
 from twophase.release.manifest import NONE, read, verify
+from twophase.targets.requests import wav
+from twophase.targets.target import SERVER_IMAGE
 from twophase.targets.traffic import MACHINE, before, history, recorded
 
-SERVER_IMAGE = "twophase/server:0.1.0"
 CANARY_PERCENT = 10
 
 _TRIES = 300  # at 10 % of the traffic a canary is missed this often once in 10^13 deployments
@@ -205,7 +203,7 @@ class Registry:
         manifest = read(release)
         with np.load(release / GOLDEN, allow_pickle=False) as golden:
             windows, expected = golden["windows"], golden["classifier"]
-        instances = [{"audio_bytes": {"b64": base64.b64encode(_wav(w)).decode()}} for w in windows]
+        instances = [{"audio_bytes": {"b64": base64.b64encode(wav(w)).decode()}} for w in windows]
         answered = 0
         for _ in range(_TRIES):
             reply = endpoint.predict(instances)
@@ -234,9 +232,3 @@ class Registry:
     def _endpoint(self, name: str) -> Any:
         found = self._sdk.Endpoint.list(filter=f'display_name="{name}"')
         return found[0] if found else None
-
-
-def _wav(window: Any) -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, window, SAMPLE_RATE, format="WAV", subtype="PCM_16")
-    return file.getvalue()
