@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,6 +60,18 @@ def event(output: IO[bytes] | None, name: str) -> Any:
     raise AssertionError(f"it ended without {name}")
 
 
+def page(url: str) -> str:
+    """What is there, once somebody listens."""
+    ends = time.monotonic() + 20
+    while True:
+        try:
+            return str(urllib.request.urlopen(url, timeout=5).read().decode())
+        except OSError:
+            if time.monotonic() > ends:
+                raise
+            time.sleep(0.05)
+
+
 @pytest.fixture
 def state(tmp_path: Path, release: Path) -> Path:
     """A device that has a gate and a gateway that is away."""
@@ -109,6 +122,27 @@ def test_online_it_sends_gets_its_answer_and_reports(tmp_path: Path, release: Pa
         assert gateway.store.do(lambda c: c.execute(select(period)).all())
 
 
+def test_in_development_clips_go_straight_to_an_endpoint(tmp_path: Path, release: Path) -> None:
+    place, clip = tmp_path / "state", tmp_path / "loud.flac"
+    soundfile.write(clip, LOUD, 16_000)
+    port = free_port()
+    env = {**os.environ, "PORT": str(port), "TWOPHASE_MODEL": str(release), "WEB_CONCURRENCY": "1"}
+    server = subprocess.Popen([sys.executable, "-m", "twophase.serving"], env=env, stderr=subprocess.DEVNULL)
+    try:
+        url = f"http://127.0.0.1:{port}/v1/models/model:predict"
+        said = twophase("enroll", "--direct", url, "--gate", str(release), "--state", str(place))
+        assert "for development" in said.stdout, said.stderr
+        assert twophase("run", "--source", str(clip), "--state", str(place)).returncode == 0
+        for _ in range(20):  # the server may not listen yet
+            sent = twophase("send", "--json", "--state", str(place))
+            if sent.returncode == 0:
+                break
+        assert json.loads(sent.stdout)["answers"] == 1, sent.stderr
+    finally:
+        server.terminate()
+        server.wait()
+
+
 def test_it_listens_to_a_pipe_is_watched_and_ends_when_told(state: Path) -> None:
     port = free_port()
     (state / "device.toml").write_text(f"metrics_port = {port}\n")
@@ -117,7 +151,7 @@ def test_it_listens_to_a_pipe_is_watched_and_ends_when_told(state: Path) -> None
         process.stdin.write(np.concatenate([SOFT, LOUD, SOFT]).tobytes())
         process.stdin.flush()
         assert event(process.stdout, "heard")["score"] > 0
-        text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+        text = page(f"http://127.0.0.1:{port}/metrics")
         assert all(f"\n{name}" in "\n" + text for name in METRICS)
         assert "twophase_spool_waiting 1\n" in text
         status = json.loads(twophase("status", "--json", "--state", str(state)).stdout)

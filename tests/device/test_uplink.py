@@ -14,9 +14,10 @@ from tests.device.sounds import HEARD as SAID
 from tests.device.sounds import noise
 from twophase.audio.frontend import FRONT_END
 from twophase.device.budget import Budget, Daily
-from twophase.device.client import Away, Client, NotThisKey
+from twophase.device.client import Client, NotThisKey
 from twophase.device.enrol import enrol, rotate
 from twophase.device.identity import Identity
+from twophase.device.link import Away
 from twophase.device.spool import Spool, opened
 from twophase.device.uplink import LONGEST_S, Backoff, Fetcher, Sender, keep_going
 from twophase.errors import TwoPhaseError, UsageError
@@ -191,5 +192,5 @@ def test_what_fails_is_tried_again_until_it_goes_well() -> None:
 def test_addresses_that_give_a_key_away_are_refused() -> None:
     with pytest.raises(UsageError, match="only https"):
         Client(Identity.make("http://gateway.example"))
-    with pytest.raises(UsageError, match="no address"):
+    with pytest.raises(UsageError, match="is no address"):
         Client(Identity.make("gateway.example"))

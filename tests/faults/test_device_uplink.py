@@ -29,10 +29,11 @@ from tests.faults.proxy_device import link
 from twophase.audio.frontend import FRONT_END
 from twophase.device import updates
 from twophase.device.budget import Budget, Daily
-from twophase.device.client import Away, Client, NotThisKey
+from twophase.device.client import Client, NotThisKey
 from twophase.device.clip import utc
 from twophase.device.gates import LoadedGate
 from twophase.device.identity import Identity
+from twophase.device.link import Away
 from twophase.device.spool import Spool, opened
 from twophase.device.uplink import Fetcher, Sender, keep_going
 from twophase.release import sign

@@ -31,6 +31,9 @@ def device_enroll(
     code: Annotated[str, typer.Argument(help="One-time code of `twophase gateway enrol`.")] = "",
     gateway: Annotated[str, typer.Option(help="The gateway's address: https://HOST[:PORT].")] = "",
     gate: Annotated[Path | None, typer.Option(help="A release whose gate to begin with.", metavar="RELEASE")] = None,
+    direct: Annotated[
+        str, typer.Option(help="For development: no gateway, but the URL at which an endpoint predicts.")
+    ] = "",
     rotate: Annotated[bool, typer.Option("--rotate", help="Give an enrolled device a new key.")] = False,
     state: State = None,
 ) -> None:
@@ -38,10 +41,16 @@ def device_enroll(
     from twophase.device import enrol, updates
 
     place = _state(state)
-    if rotate == bool(code) or bool(code) != bool(gateway):
-        raise UsageError("enroll: give a CODE and --gateway, or --rotate for a device that is enrolled")
-    identity = enrol.rotate(place) if rotate else enrol.enrol(place, gateway, code)
-    typer.echo(f"{identity.device} is enrolled at {identity.gateway}")
+    if bool(code) + bool(direct) + rotate != 1 or bool(code) != bool(gateway):
+        raise UsageError(
+            "enroll: give a CODE and --gateway, or --rotate for a device that is enrolled, or --direct URL"
+        )
+    if direct:
+        enrol.directly(place, direct)
+        typer.echo(f"for development: clips go straight to {direct}; a device in the field needs a gateway")
+    else:
+        identity = enrol.rotate(place) if rotate else enrol.enrol(place, gateway, code)
+        typer.echo(f"{identity.device} is enrolled at {identity.gateway}")
     if gate:
         typer.echo(f"{updates.install(place, gate)} is the gate")
 

@@ -36,7 +36,7 @@ from twophase.device.clock import Clock
 from twophase.device.config import Config
 from twophase.device.durable import SpoolError
 from twophase.device.gates import LoadedGate
-from twophase.device.identity import Identity
+from twophase.device.identity import SCHEME, Identity
 from twophase.device.listener import Detection, Listener
 from twophase.device.sources import stream
 from twophase.device.spool import Spool, opened
@@ -46,6 +46,7 @@ from twophase.files import JSON
 
 if TYPE_CHECKING:
     from twophase.device.client import Client
+    from twophase.device.direct import Direct
 
 QUEUE = 16
 """Clips that wait for the disk: at most half a minute each."""
@@ -72,6 +73,7 @@ class Agent:
         self._stop, self._news = threading.Event(), threading.Event()
         self._queue: queue.Queue[tuple[Detection, Heard] | None] = queue.Queue(QUEUE)
         self._threads: list[threading.Thread] = []
+        self._client = connecting(self.identity, self.clock)
 
     def run(self) -> None:
         """Listen until the source ends. Raises `TwoPhaseError` when the spool is held, or the source cannot be read."""
@@ -168,11 +170,6 @@ class Agent:
             tasks["metrics"] = self._metrics
         return {**tasks, "send": self._send, "fetch": self._fetch, "report": self._report}
 
-    def _client(self) -> "Client":
-        from twophase.device.client import Client  # after the first windows were decided: it takes 15 MB and 100 ms
-
-        return Client(self.identity, self.clock.told)
-
     def _forever(self, name: str, work: Callable[[], float], news: threading.Event | None = None) -> None:
         from twophase.device.uplink import keep_going
 
@@ -256,6 +253,25 @@ def status_report(listener: Listener, spool: Spool, state: Path) -> JSON:
     }
 
 
+def connecting(identity: Identity, clock: Clock) -> "Callable[[], Client | Direct]":
+    """What makes a connection for each task; in direct mode it is one for all of them, since it holds the answers.
+
+    What it imports takes 15 MB and 100 ms: it is for threads that start after the first windows were decided.
+    """
+    if identity.gateway.startswith(SCHEME):
+        from twophase.device.direct import Direct
+
+        direct = Direct(identity.gateway)
+        return lambda: direct
+
+    def client() -> "Client":
+        from twophase.device.client import Client
+
+        return Client(identity, clock.told)
+
+    return client
+
+
 def look_for_update(state: Path, url: str = "", limit_s: float = UPDATE_LIMIT_S) -> Outcome:
     """`updates.update` in a program of its own, which is ended after `limit_s`."""
     command = [sys.executable, "-m", "twophase.device.updates", str(state), *([url] if url else [])]
@@ -270,11 +286,10 @@ def look_for_update(state: Path, url: str = "", limit_s: float = UPDATE_LIMIT_S)
 
 def send_all(state: Path, config: Config, answered: Callable[[JSON], object], wait_s: float) -> JSON:
     """Send what waits, now, and wait for answers up to `wait_s`; the spool's status then. Raises `TwoPhaseError`."""
-    from twophase.device.client import Client
     from twophase.device.uplink import Fetcher, Sender
 
-    identity, clock = Identity.read(state), Clock(state)
-    client = Client(identity, clock.told)
+    identity = Identity.read(state)
+    client = connecting(identity, Clock(state))()
     with opened(state / "spool", config.spool, identity.next_sequence) as spool:
         sender = Sender(spool, client, Budget(state / "budget.json", config.daily))
         while spool.waiting(1) and sender.round() == 0:

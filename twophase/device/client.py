@@ -3,8 +3,7 @@
 Every failure is one of three: `Away` (try again, and when), `NotThisKey` (try again rarely: the key is revoked or
 unknown) or `Refused` (never try that again). Nothing is kept here. One thread, one client: it has one connection.
 
-The standard library speaks the HTTP, and JWS's compact form is three lines here: urllib3 and PyJWT would be a tenth of
-the memory that a device may take.
+JWS's compact form is three lines here: PyJWT would be 3 MB more of the memory that a device may take.
 """
 
 import hashlib
@@ -13,41 +12,17 @@ import secrets
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
-from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPSConnection
-from typing import NamedTuple
-from urllib.parse import urlsplit
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from twophase.device.identity import Identity
-from twophase.errors import TwoPhaseError, UsageError
+from twophase.device.link import Link
+from twophase.errors import TwoPhaseError
 from twophase.files import JSON
-
-CONNECT_S, SILENT_S = 10.0, 60.0
-"""How long a connection may take to open, and to stand still."""
-
-_LARGEST = 8 << 20  # of an answer: nothing that the gateway says is as long
-_TRY_AGAIN = frozenset({408, 429})
-
-
-class Away(TwoPhaseError):
-    """The gateway cannot be asked now. `retry_after_s` is the least wait that it asked for."""
-
-    def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
 
 
 class NotThisKey(TwoPhaseError):
     """The gateway does not accept this device's key: it is unknown, revoked or replaced."""
-
-
-class Refused(TwoPhaseError):
-    """The gateway refuses this request for good. `offset` is set where it says how much of an upload it has."""
-
-    def __init__(self, message: str, code: int, offset: int | None = None) -> None:
-        super().__init__(message)
-        self.code, self.offset = code, offset
 
 
 class Client:
@@ -58,19 +33,10 @@ class Client:
         identity: Identity,
         told_the_time: Callable[[float], object] = lambda seconds: None,
     ) -> None:
-        """`told_the_time` is called with the gateway's time of each answer, in seconds since 1970.
-
-        Certificates are checked against the system's authorities, or those in the file that `SSL_CERT_FILE` names.
-        """
-        parts = urlsplit(identity.gateway)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UsageError(f"{identity.gateway}: is no address of a gateway; https://HOST[:PORT] is accepted")
-        if parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
-            raise UsageError(f"{identity.gateway}: only https:// is accepted for a gateway on another machine")
+        """`told_the_time` is called with the gateway's time of each answer, in seconds since 1970."""
         self.identity, self._told_the_time, self._nonce = identity, told_the_time, ""
         self._key = Ed25519PrivateKey.from_private_bytes(identity.secret)
-        kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-        self._connection = kind(parts.hostname, parts.port, timeout=CONNECT_S)
+        self._link = Link(identity.gateway)
 
     def enrol(self, code: str) -> JSON:
         """Use a one-time code: {"device", "next_sequence", "root"}."""
@@ -120,7 +86,7 @@ class Client:
     def _send(self, method: str, target: str, body: bytes, headers: Mapping[str, str], sign_body: bool) -> JSON:
         for last in (False, True):
             proof = self.proof(method, target, body if sign_body else None, named=bool(self.identity.device))
-            answer = self._exchange(method, target, body, {**headers, "DPoP": proof})
+            answer = self._link.exchange(method, target, body, {**headers, "DPoP": proof})
             self._nonce = answer.headers.get("DPoP-Nonce", self._nonce)
             self._told_the_time(_time(answer.headers.get("Date")))
             if last or answer.code != 401 or "use_dpop_nonce" not in answer.headers.get("WWW-Authenticate", ""):
@@ -131,43 +97,8 @@ class Client:
             value = None
         if answer.code == 200 and isinstance(value, dict):
             return value
-        raise self._failure(answer, value)
-
-    def _exchange(self, method: str, target: str, body: bytes, headers: Mapping[str, str]) -> "_Answer":
-        """One request and its answer. Raises `Away`."""
-        connection = self._connection
-        try:
-            if connection.sock is None:
-                connection.connect()
-                connection.sock.settimeout(SILENT_S)  # type: ignore[attr-defined]
-            connection.request(method, target, body, dict(headers))
-            response = connection.getresponse()
-            data = response.read(_LARGEST)
-            if not response.isclosed():
-                raise HTTPException(f"an answer of more than {_LARGEST} bytes")
-            return _Answer(response.status, response.reason, response.headers, data)
-        except (OSError, HTTPException) as error:
-            connection.close()  # the next request opens another
-            raise Away(f"{self.identity.gateway}: {error or type(error).__name__}") from None
-
-    def _failure(self, answer: "_Answer", value: JSON) -> TwoPhaseError:
-        said = value.get("error", {}) if isinstance(value, dict) else {}
-        message = str(said.get("message", "")) if isinstance(said, dict) else ""
-        message = f"{self.identity.gateway}: {answer.code} {message or answer.reason}"
-        if answer.code == 401:
-            return NotThisKey(message)
-        if not 400 <= answer.code < 500 or answer.code in _TRY_AGAIN:  # 3xx, and 200 with another body: a portal
-            wait = answer.headers.get("Retry-After", "")
-            return Away(message, float(wait) if wait.isdecimal() else 0.0)
-        offset = answer.headers.get("Upload-Offset", "")
-        return Refused(message, answer.code, int(offset) if offset.isdecimal() else None)
-
-
-class _Answer(NamedTuple):
-    code: int
-    reason: str
-    headers: HTTPMessage
-    body: bytes
+        failure = self._link.failure(answer, value)
+        raise NotThisKey(str(failure)) if answer.code == 401 else failure
 
 
 def _text(data: bytes) -> str:

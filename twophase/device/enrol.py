@@ -5,8 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from twophase.device.client import Client, NotThisKey
+from twophase.device.direct import Direct
 from twophase.device.durable import write_new
-from twophase.device.identity import ENROLLING, Identity
+from twophase.device.identity import ENROLLING, SCHEME, Identity
 from twophase.device.updates import ROOT
 from twophase.errors import TwoPhaseError
 from twophase.files import JSON
@@ -38,6 +39,14 @@ def rotate(state: Path) -> Identity:
     pending.write(state)
     (state / ENROLLING).unlink()
     return pending
+
+
+def directly(state: Path, url: str) -> Identity:
+    """For development: let clips go straight to an endpoint, without a gateway. Raises `UsageError`."""
+    Direct(url)
+    identity = replace(Identity.make(SCHEME + url), device="direct")
+    identity.write(state)
+    return identity
 
 
 def _pending(state: Path, gateway: str) -> Identity:

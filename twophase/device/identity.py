@@ -17,6 +17,9 @@ from typing import Self
 from twophase.errors import TwoPhaseError
 from twophase.files import read_json, write_json
 
+SCHEME = "direct+"
+"""Before the address of a gateway, says that it is an endpoint's: direct.py, for development."""
+
 FILE, ENROLLING = "identity.json", "enrolling.json"
 
 

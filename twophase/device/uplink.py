@@ -16,8 +16,10 @@ import time
 from collections.abc import Callable
 
 from twophase.device.budget import Budget
-from twophase.device.client import Away, Client, NotThisKey, Refused
+from twophase.device.client import Client, NotThisKey
+from twophase.device.direct import Direct
 from twophase.device.durable import SpoolError
+from twophase.device.link import Away, Refused
 from twophase.device.spool import Spool
 from twophase.files import JSON, digest
 
@@ -56,7 +58,7 @@ class Backoff:
 class Sender:
     """Sends what waits in a spool."""
 
-    def __init__(self, spool: Spool, client: Client, budget: Budget) -> None:
+    def __init__(self, spool: Spool, client: Client | Direct, budget: Budget) -> None:
         self._spool, self._client, self._budget = spool, client, budget
         self._rechecked = time.monotonic()
 
@@ -146,7 +148,7 @@ class Sender:
 class Fetcher:
     """Fetches answers into a spool."""
 
-    def __init__(self, spool: Spool, client: Client, answered: Callable[[JSON], object]) -> None:
+    def __init__(self, spool: Spool, client: Client | Direct, answered: Callable[[JSON], object]) -> None:
         """`answered` is called with each answer, joined to its clip's story, once."""
         self._spool, self._client, self._answered = spool, client, answered
         self._idle_s = 0.0
