@@ -100,7 +100,7 @@ def device_status(
         for clip in known(place, settings):
             print_json(clip) if as_json else _say({"event": "answered", **clip})
         return
-    status = running_status(settings) or resting_status(place, settings)
+    status = running_status(place, settings) or resting_status(place, settings)
     if as_json:
         print_json(status)
         return

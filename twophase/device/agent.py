@@ -319,16 +319,16 @@ def known(state: Path, config: Config) -> Iterator[JSON]:
         yield from spool.answers()
 
 
-def running_status(config: Config) -> JSON | None:
-    """The status of the agent that runs on this machine; None when none answers."""
+def running_status(state: Path, config: Config) -> JSON | None:
+    """The status of this device's agent; None when none answers, or another device's does."""
     from http.client import HTTPConnection, HTTPException
 
     connection = HTTPConnection("127.0.0.1", config.metrics_port or 9, timeout=2)
     try:
         connection.request("GET", "/status")
-        answer = connection.getresponse()
-        return json.loads(answer.read()) if answer.status == 200 else None
-    except (OSError, HTTPException, ValueError):
+        status = json.loads(connection.getresponse().read())
+        return status if status["device"] == Identity.read(state).device else None
+    except (OSError, HTTPException, ValueError, KeyError, TypeError):
         return None
     finally:
         connection.close()
