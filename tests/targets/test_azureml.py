@@ -1,5 +1,6 @@
 """A release's life on Azure ML: azure-ai-ml over TLS against loopback, whose deployments are our server."""
 
+import gc
 import json
 import time
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Azu
     with azure(tmp_path, monkeypatch) as cloud:
         credential = Credential()
         yield AzureML("pair", "s", "g", "w", credential=credential), cloud, credential
+    gc.collect()  # the SDK leaves its connections to it, and they warn: here, not in another test
 
 
 def expected(release: Path, clips: list[Path]) -> list[dict]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import boto3
 import pytest
+from moto.core.exceptions import JsonRESTError
 
 from tests.targets.sagemaker_server import sagemaker
 from twophase.errors import TwoPhaseError, UsageError
@@ -78,8 +79,7 @@ def test_a_whole_life(target: SageMaker, releases: tuple[Path, ...], clips: list
     assert (found.versions, found.shares) == ({}, {})
     client = boto3.client("sagemaker")
     assert client.list_endpoint_configs()["EndpointConfigs"] == client.list_models()["Models"] == []
-    bucket = boto3.client("s3").list_buckets()["Buckets"][0]["Name"]
-    assert boto3.client("s3").list_objects_v2(Bucket=bucket)["KeyCount"] == 0
+    assert boto3.client("s3").list_objects_v2(Bucket="sagemaker-eu-west-1-123456789012")["KeyCount"] == 0
 
 
 def test_a_version_that_answers_wrongly_gets_no_traffic(
@@ -139,3 +139,26 @@ def test_bad_input(
     with pytest.raises(TwoPhaseError, match="was rejected"):
         target.deploy(releases[1])
     assert target.status().shares == {"1": 100}
+
+
+def test_an_expired_token_and_a_failed_endpoint_are_named(
+    target: SageMaker, releases: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from moto.sagemaker.models import sagemaker_backends
+    from moto.sagemaker.responses import SageMakerResponse
+
+    def expired(self: object) -> None:
+        raise JsonRESTError("ExpiredTokenException", "The security token included in the request is expired")
+
+    target.deploy(releases[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(SageMakerResponse, "update_endpoint", expired)
+        with pytest.raises(TwoPhaseError, match=r"ExpiredTokenException.*sign in again"):
+            target.deploy(releases[1])
+    assert target.status().shares == {"1": 100}
+    assert target.deploy(releases[1], percent=30) == "2", "what was done before is kept"
+    sagemaker_backends["123456789012"]["eu-west-1"].endpoints["pair"].endpoint_status = "Failed"
+    for change in (lambda: target.deploy(releases[2]), lambda: target.promote("2"), target.rollback):
+        with pytest.raises(TwoPhaseError, match=r"failed state \(Failed\); nothing was changed"):
+            change()
+    assert target.status().shares == {"1": 70, "2": 30}
