@@ -63,6 +63,8 @@ def react(watch: Watch, jobs: Vertex, order: Callable[[str], Submission]) -> Rea
     be reached: the news is then to be delivered again.
     """
     digest, files = data_state(watch.place)
+    if not files:
+        return Reaction("", "there is nothing yet")
     asked = order(digest)
     name = f"{asked.name}-{digest[:24]}"
     mine = {"trigger": "data", "files": str(files)}

@@ -174,6 +174,10 @@ def test_too_few_new_clips_wait_for_more(vertex: Vertex, place: str, order: Orde
     assert react(Watch(place, new_clips=2), vertex, order).started
 
 
+def test_an_empty_place_starts_nothing(vertex: Vertex, order: Order, tmp_path: Path) -> None:
+    assert react(Watch(str(tmp_path)), vertex, order) == Reaction("", "there is nothing yet")
+
+
 def test_a_day_has_so_many_runs(vertex: Vertex, place: str, order: Order) -> None:
     held = react(Watch(place, runs_a_day=0), vertex, order)
     assert "as many as may be" in held.words
