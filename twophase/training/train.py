@@ -143,6 +143,8 @@ def fit_rows(
                 "unwanted clips are needed there: add clips of other recordings, or give a split column"
             )
         weights = _weights(images.clip_of_row[rows], kind_of_row[rows])
+        times = np.ceil(weights).astype(np.int64)  # what weighs much comes often: one loud image would shake a batch
+        rows, weights = np.repeat(rows, times), np.repeat(weights / times, times).astype(np.float32)
         mixes = recipe.augment.background_probability > 0
         behind = images.subset(rows[~np.isin(images.label_of_row[rows], wanted)]) if mixes else None
         generator = ImageGenerator(augment=recipe.augment, background=behind)
