@@ -98,3 +98,16 @@ def test_what_fails_leaves_the_live_version(place: Any, releases: tuple[Path, ..
     credential.expired = False
     assert target.deploy(releases[1]) == "2"
     assert target.status().shares == {"1": 0, "2": 100}
+
+
+def test_a_first_release_that_answers_wrongly_leaves_no_endpoint(
+    place: Any, releases: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, *_ = place
+    with monkeypatch.context() as patch:
+        patch.setattr(AzureML, "ask", lambda self, sounds, version="": [])
+        with pytest.raises(TwoPhaseError, match="does not answer as"):
+            target.deploy(releases[0])
+    assert (target.status().shares, set(target.status().versions)) == ({}, {"1"})
+    assert target.deploy(releases[0]) == "1", "and the next attempt finds its way clear"
+    assert target.status().shares == {"1": 100}

@@ -116,3 +116,16 @@ def test_bad_input(place: tuple[KServe, Cluster], releases: tuple[Path, ...], tm
     (tmp_path / "none").write_text("{}")
     with pytest.raises(TwoPhaseError, match="no cluster to talk to"):
         KServe("pair", "models", "s3://models", kubeconfig=str(tmp_path / "none"))
+
+
+def test_a_first_release_that_answers_wrongly_leaves_no_endpoint(
+    place: tuple[KServe, Cluster], releases: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, *_ = place
+    with monkeypatch.context() as patch:
+        patch.setattr(KServe, "ask", lambda self, sounds, version="": [])
+        with pytest.raises(TwoPhaseError, match="does not answer as"):
+            target.deploy(releases[0])
+    assert (target.status().shares, set(target.status().versions)) == ({}, {"1"})
+    assert target.deploy(releases[0]) == "1", "and the next attempt finds its way clear"
+    assert target.status().shares == {"1": 100}

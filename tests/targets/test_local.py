@@ -76,3 +76,15 @@ def test_a_kill_anywhere_is_finished_by_the_next(target: VertexAI, releases: tup
     assert target.status().alone == "2"
     endpoint = Vertex("local", "us-central1", target._vertex.address).endpoint("pair")
     assert len(endpoint["deployedModels"]) == 2, "the one before stays for a rollback"
+
+
+def test_a_first_release_that_answers_wrongly_leaves_no_endpoint(
+    target: VertexAI, releases: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(VertexAI, "ask", lambda self, sounds, version="": [])
+        with pytest.raises(TwoPhaseError, match="does not answer as"):
+            target.deploy(releases[0])
+    assert (target.status().shares, set(target.status().versions)) == ({}, {"1"})
+    assert target.deploy(releases[0]) == "1", "and the next attempt finds its way clear"
+    assert target.status().shares == {"1": 100}

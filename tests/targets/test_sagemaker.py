@@ -162,3 +162,15 @@ def test_an_expired_token_and_a_failed_endpoint_are_named(
         with pytest.raises(TwoPhaseError, match=r"failed state \(Failed\); nothing was changed"):
             change()
     assert target.status().shares == {"1": 70, "2": 30}
+
+
+def test_a_first_release_that_answers_wrongly_leaves_no_endpoint(
+    target: SageMaker, releases: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(SageMaker, "ask", lambda self, sounds, version="": [])
+        with pytest.raises(TwoPhaseError, match="does not answer as"):
+            target.deploy(releases[0])
+    assert (target.status().shares, set(target.status().versions)) == ({}, {"1"})
+    assert target.deploy(releases[0]) == "1", "and the next attempt finds its way clear"
+    assert target.status().shares == {"1": 100}

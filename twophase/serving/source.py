@@ -52,7 +52,8 @@ def _had(named: str, variable: str) -> Path:
     # In a process of its own: the store's threads and memory are gone before workers are forked.
     run = subprocess.run([sys.executable, "-m", "twophase.serving.fetch", named], capture_output=True, text=True)
     if run.returncode:
-        raise TwoPhaseError(f"{variable}: {run.stderr.strip().rpartition(chr(10))[2]}")
+        *_, why = run.stderr.strip().split("\n")
+        raise TwoPhaseError(f"{variable}: {why}")
     return Path(run.stdout.strip())
 
 

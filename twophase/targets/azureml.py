@@ -150,9 +150,13 @@ class AzureML(Target):
 
     @_in_words
     def detach(self, version: str) -> None:
-        """Delete the deployment; Azure refuses one that has traffic."""
+        """Delete the deployment; Azure refuses one that has traffic. The last one takes the endpoint with it."""
+        if self._endpoint() is None:
+            return
         if version in self._deployed():
             self._ml.online_deployments.begin_delete(_named(version), self.model).result()
+        if not self._deployed():
+            self._remove_endpoint()
 
     @_in_words
     def shift(self, shares: Mapping[str, int]) -> None:
@@ -207,10 +211,13 @@ class AzureML(Target):
     def delete(self) -> None:
         """Delete the endpoint with its deployments, and archive the model's versions."""
         if self._endpoint() is not None:
-            self._ml.online_endpoints.begin_delete(self.model).result()
-            self.__dict__.pop("_scoring", None)
+            self._remove_endpoint()
         for version in self._versions():
             self._ml.models.archive(self.model, version)
+
+    def _remove_endpoint(self) -> None:
+        self._ml.online_endpoints.begin_delete(self.model).result()
+        self.__dict__.pop("_scoring", None)  # the next one has another key
 
     @functools.cached_property
     def _scoring(self) -> tuple[str, str]:

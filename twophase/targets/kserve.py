@@ -6,7 +6,8 @@
 
 KServe knows two revisions: the newest, and the last that had all the traffic. `canaryTrafficPercent` is the newest's
 share; 0 pins the other. So a version is deployed as the newest with 0, and going back to one that is no longer there
-starts it again. Tagged routes ask the newest without traffic. Raw deployments have no traffic split: they are refused.
+starts it again. Tagged routes ask the newest without traffic. Raw deployments cannot split traffic, so
+serverless mode is asked for.
 """
 
 import functools

@@ -77,11 +77,16 @@ class VertexAI(Target):
         self._vertex.done(f"{endpoint['name']}:deployModel", {"deployedModel": deployed})
 
     def detach(self, version: str) -> None:
-        """Undeploy a version that has no traffic."""
+        """Undeploy a version that has no traffic; the last one takes the endpoint with it."""
         endpoint = self._vertex.find("endpoints", self.model)
-        for deployed in (endpoint or {}).get("deployedModels", []):
-            if deployed["modelVersionId"] == version and endpoint is not None:
-                self._vertex.done(f"{endpoint['name']}:undeployModel", {"deployedModelId": deployed["id"]})
+        if endpoint is None:
+            return
+        deployed = endpoint.get("deployedModels", [])
+        gone = [d["id"] for d in deployed if d["modelVersionId"] == version]
+        for identity in gone:
+            self._vertex.done(f"{endpoint['name']}:undeployModel", {"deployedModelId": identity})
+        if len(gone) == len(deployed):
+            self._vertex.delete(endpoint["name"])
 
     def shift(self, shares: Mapping[str, int]) -> None:
         """One change of the endpoint, traffic and history together."""
