@@ -12,7 +12,7 @@ ARG BASE=python:3.11-slim
 FROM ${BASE} AS packages
 WORKDIR /build
 COPY requirements.lock ./
-RUN for name in numpy soundfile cffi pycparser soxr ai-edge-litert backports-strenum flatbuffers protobuf ml-dtypes \
+RUN for name in numpy soundfile cffi pycparser soxr ai-edge-litert \
         tuf securesystemslib urllib3 cryptography typer click shellingham rich pygments markdown-it-py mdurl \
         annotated-doc pydantic pydantic-core annotated-types typing-inspection typing-extensions; \
     do sed -n "/^$name==/,/[^\\\\]\$/p" requirements.lock; done >device.lock \

@@ -104,7 +104,8 @@ def device_status(
     if as_json:
         print_json(status)
         return
-    for name, value in {**status, **status.pop("spool")}.items():
+    spool = status.pop("spool")
+    for name, value in {**status, **spool}.items():
         typer.echo(f"{name:14} {value}")
 
 
