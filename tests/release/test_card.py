@@ -1,9 +1,11 @@
 """The model card says what the release's own figures say, whatever the labels are called."""
 
+import shutil
 from pathlib import Path
 
 from twophase.release import card, manifest
 from twophase.release.manifest import OperatingPoint
+from twophase.training.examine import tune
 
 POINT = OperatingPoint(-0.25, "the least cost", 1.0, 0.9, 0.5, {"recall": [0.8, 1.0]})
 
@@ -26,6 +28,15 @@ def test_without_figures_the_card_says_so(tmp_path: Path) -> None:
     text = (tmp_path / card.CARD).read_text("utf-8")
     assert "Not measured" in text
     assert "80.0% to 100.0%" in text
+
+
+def test_another_threshold_gets_a_card_of_its_own(tiny_release: Path, tiny_data: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_release, tmp_path / tiny_release.name))
+    tuned = Path(tune(copy, tiny_data, "recall=0.5", lambda done, planned: None)["release"])
+    manifest.verify(tuned)
+    text = (tuned / card.CARD).read_text("utf-8")
+    assert text.startswith(f"# {tuned.name}\n")
+    assert "Not measured" in text
 
 
 def test_labels_are_text_and_no_markup(tmp_path: Path) -> None:
