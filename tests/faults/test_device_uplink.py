@@ -222,8 +222,8 @@ def test_a_gateway_that_is_away_for_a_week_while_the_clock_jumps(
 
         def work() -> float:
             tries[0] += 1
-            if tries[0] % 20 == 1:
-                now = clocks[tries[0] // 20 % len(clocks)]
+            if tries[0] % 100 == 1:
+                now = clocks[tries[0] // 100 % len(clocks)]
                 monkeypatch.setattr(time, "time", lambda: now)
                 put.append(spool.put(noise(tries[0], 0.02), replace(HEARD, captured=utc(now))))
             return sending.round()
@@ -232,6 +232,6 @@ def test_a_gateway_that_is_away_for_a_week_while_the_clock_jumps(
         monkeypatch.undo()
         assert 672 <= tries[0] <= 1500
         assert spool.waiting(1000) == put == sorted(put)
-        assert len(put) > 30
+        assert len(put) > 6
         got = deliver(spool, identity, tmp_path)
         assert [a["sequence"] for a in got] == put
