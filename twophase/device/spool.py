@@ -171,7 +171,8 @@ class Spool:
                 self._indexed(lambda index: index.add([row]))
                 self._bytes += _cost(row.bytes)
         except SpoolError:
-            path.unlink(missing_ok=True)  # not acknowledged, so not there
+            with suppress(OSError):
+                path.unlink(missing_ok=True)  # not acknowledged, so not there
             raise
 
     def _new_sequence(self) -> int:
@@ -225,12 +226,11 @@ class Spool:
         done, last = 0, -1
         while some := self.waiting(FOLDER_OF, last):
             for sequence in some:
-                with self.sending(sequence) as taken:
-                    if taken and taken.story.kind == "escalation":
-                        worth = self._worth(sequence, margin(clip.sound(taken.data)))
-                        with self._mutex:
-                            self._indexed(lambda index, s=sequence, w=worth: index.value(s, w))  # type: ignore[misc]
-                        done += 1
+                if (taken := self._take(sequence)) and taken.story.kind == "escalation":
+                    worth = self._worth(sequence, margin(clip.sound(taken.data)))
+                    with self._mutex:
+                        self._indexed(partial(Index.value, sequence=sequence, worth=worth))
+                    done += 1
             last = some[-1]
         return done
 
