@@ -13,8 +13,6 @@ machine gives the same files. Takes a quarter of an hour; interrupted, it goes o
 import sys
 from pathlib import Path
 
-import numpy as np
-
 from twophase.audio import synth
 from twophase.audio.dataset import read_source
 from twophase.audio.images import ImageSet, make_all
@@ -45,18 +43,14 @@ RECIPE = Recipe(
 
 def pretrain(kind: str, images: ImageSet, recipe: Recipe, state: Path, file: Path) -> None:
     """Teach the `gate` or `classifier` network all labels of an image set, and keep what it learned in `file`."""
-    import keras
-
     prepare(recipe.seed)
     outputs = len(images.labels)
     network = networks.gate(outputs, "random") if kind == "gate" else networks.classifier(outputs, weights="random")
-    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.05)
-    targets = np.eye(len(images.labels), dtype=np.float32)[images.label_of_row]
 
     def say(done: int, planned: int, logs: dict[str, float]) -> None:
         sys.stderr.write(f"{kind}: epoch {done}/{planned} loss {logs['loss']:.3f}, validation {logs['val_loss']:.3f}\n")
 
-    fit_rows(network, loss, images, targets, images.label_of_row, recipe, state, say)
+    fit_rows(network, images, images.label_of_row, recipe, state, say)
     networks.keep_start(network, file)
 
 

@@ -15,7 +15,7 @@ Windows are weighted so that neither a long clip nor a common label outweighs th
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,7 +67,7 @@ def train_gate(images: ImageSet, workdir: Path, recipe: Recipe, progress: Progre
 
     prepare(recipe.seed)
     network = networks.gate(len(images.wanted) + 1)
-    history = _fit_labels(network, images, recipe, workdir / "fits" / key, progress)
+    history = fit_rows(network, images, _targets(images), recipe, workdir / "fits" / key, progress)
     network = networks.wanted_or_not(network)
     _write(model, network, {"gate.tflite": gate_tflite(network)}, ["wanted"], recipe, history)
     return model
@@ -91,22 +91,10 @@ def train_classifier(
 
     prepare(recipe.seed)
     network = networks.classifier(len(images.wanted) + 1, backbone, weights)
-    history = _fit_labels(network, images, recipe, workdir / "fits" / key, progress)
+    history = fit_rows(network, images, _targets(images), recipe, workdir / "fits" / key, progress)
     _calibrate(network, images)
     _write(model, network, {"classifier.tflite": classifier_tflite(network)}, images.wanted, recipe, history)
     return model
-
-
-def _fit_labels(
-    network: "keras.Model", images: ImageSet, recipe: Recipe, state: Path, progress: Progress
-) -> dict[str, list[float]]:
-    """Fit a network to the wanted labels and none of these."""
-    import keras
-
-    targets = _targets(images)
-    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.05)
-    one_hot = np.eye(len(images.wanted) + 1, dtype=np.float32)[targets]
-    return fit_rows(network, loss, images, one_hot, targets, recipe, state, progress)
 
 
 def _targets(images: ImageSet) -> NDArray[np.int32]:
@@ -119,37 +107,40 @@ def _targets(images: ImageSet) -> NDArray[np.int32]:
 
 def fit_rows(
     network: "keras.Model",
-    loss: Any,
     images: ImageSet,
-    targets: NDArray[np.float32],
-    kind_of_row: NDArray[np.int32],
+    targets: NDArray[np.int32],
     recipe: Recipe,
     state: Path,
     progress: Progress,
 ) -> dict[str, list[float]]:
     """Fit a network to the train rows of an image set; what it does on validation rows, as much augmented, is noted.
 
-    `targets` and `kind_of_row`, by which rows are balanced, have one entry for each row of the set.
+    `targets` says for each row of the set which output is right.
     """
+    import keras
+
     from twophase.training.image_generator import ImageGenerator
 
     wanted = [images.labels.index(w) for w in images.wanted]
+    one_hot = np.eye(network.output_shape[-1], dtype=np.float32)
 
     def batches(split: str) -> "ImageSequence":
         rows = images.rows(split)
-        if len(np.unique(kind_of_row[rows])) < 2:
+        if len(np.unique(targets[rows])) < 2:
             raise TwoPhaseError(
                 f"the {split} split has {'clips of one kind only' if len(rows) else 'no clips'}; both wanted and "
                 "unwanted clips are needed there: add clips of other recordings, or give a split column"
             )
-        weights = _weights(images.clip_of_row[rows], kind_of_row[rows])
+        weights = _weights(images.clip_of_row[rows], targets[rows])
         times = np.ceil(weights).astype(np.int64)  # what weighs much comes often: one loud image would shake a batch
         rows, weights = np.repeat(rows, times), np.repeat(weights / times, times).astype(np.float32)
         mixes = recipe.augment.background_probability > 0
         behind = images.subset(rows[~np.isin(images.label_of_row[rows], wanted)]) if mixes else None
         generator = ImageGenerator(augment=recipe.augment, background=behind)
-        return generator.flow(images.subset(rows), targets[rows], BATCH, split == SPLITS[0], weights, recipe.seed)
+        labels = one_hot[targets[rows]]
+        return generator.flow(images.subset(rows), labels, BATCH, split == SPLITS[0], weights, recipe.seed)
 
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.05)
     return fit(network, loss, batches(SPLITS[0]), batches(SPLITS[1]), recipe, state, progress)
 
 
@@ -174,11 +165,11 @@ def _calibrate(network: "keras.Model", images: ImageSet) -> float:
     return temperature
 
 
-def _weights(clip: NDArray[np.int32], kind: NDArray[np.int32]) -> NDArray[np.float32]:
-    """Weights of mean 1 a row: a clip counts by the root of its windows, a kind by the fourth root of its clips."""
+def _weights(clip: NDArray[np.int32], target: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Weights of mean 1 a row: a clip counts by the root of its windows, a target by the fourth root of its clips."""
     weight = 1.0 / np.sqrt(np.bincount(clip)[clip])
-    share = np.bincount(kind, weight) / weight.sum()
-    weight = weight / share[kind] ** 0.75
+    share = np.bincount(target, weight) / weight.sum()
+    weight = weight / share[target] ** 0.75
     return np.asarray(weight / weight.mean(), np.float32)
 
 
