@@ -1,6 +1,7 @@
 """`twophase deploy`, `predict`, `target` and `destroy`, over the platform on this machine."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from twophase.cli import app
 from twophase.errors import TwoPhaseError, UsageError
 from twophase.local import process
 from twophase.release.manifest import read
+from twophase.targets.places import place
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +74,9 @@ def test_wrong_usage(twophase: Callable[[str], str], releases: tuple[Path, ...],
     with pytest.raises(TwoPhaseError, match=words) as refused:
         twophase(line.format(release=releases[0]))
     assert isinstance(refused.value, UsageError) or "x.wav" in words
+
+
+def test_a_missing_client_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    with pytest.raises(UsageError, match=r"sagemaker needs boto3; install twophase\[sagemaker\]"):
+        place("sagemaker", "pair", {"role": "r"})

@@ -35,7 +35,10 @@ def place(name: str, model: str, given: Mapping[str, str]) -> Target:
     for setting, value in settings.items():
         if value == REQUIRED:
             raise UsageError(f"{name} needs {setting}; give --set {setting}=..., or TWOPHASE_{setting.upper()}")
-    return _MAKE[name](model, settings)
+    try:
+        return _MAKE[name](model, settings)
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{name} needs {error.name}; install twophase[{name}]") from None
 
 
 def _vertex(model: str, settings: Mapping[str, str]) -> Target:
