@@ -22,7 +22,7 @@ from twophase.files import JSON
 from twophase.release.manifest import read
 from twophase.targets.requests import body
 from twophase.targets.rest import LIMITS, Vertex
-from twophase.targets.target import Status, Target
+from twophase.targets.target import SERVER_IMAGE, Status, Target
 from twophase.targets.traffic import MACHINE, Traffic, history
 
 CANARY_PERCENT = 10
@@ -35,10 +35,13 @@ class VertexAI(Target):
     limits = LIMITS
     names = r".{1,128}"
 
-    def __init__(self, model: str, project: str, region: str, api_endpoint: str) -> None:
-        """`api_endpoint` is the address of the platform on this machine, or empty for Google's cloud."""
+    def __init__(self, model: str, project: str, region: str, api_endpoint: str, image: str = SERVER_IMAGE) -> None:
+        """`api_endpoint` is the address of the platform on this machine, or empty for Google's cloud.
+
+        `image` is the server image in Artifact Registry; the platform on this machine needs none.
+        """
         super().__init__(model)
-        self._place = (project, region, api_endpoint)
+        self._place, self._image = (project, region, api_endpoint), image
         self._vertex = Vertex(*self._place)
         self._bucket = f"{project}-twophase-staging"
 
@@ -54,7 +57,7 @@ class VertexAI(Target):
         if not self._vertex.address.startswith("http://"):
             from twophase.targets.vertex import Registry
 
-            return Registry(*self._place).register(release, self.model).rpartition("@")[2]
+            return Registry(*self._place).register(release, self.model, self._image).rpartition("@")[2]
         parent = self._vertex.find("models", self.model)
         made = self._vertex.upload(self.model, release, parent["name"].partition("@")[0] if parent else "")
         return str(made["versionId"])

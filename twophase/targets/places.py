@@ -12,7 +12,7 @@ from twophase.targets.target import SERVER_IMAGE, Target
 REQUIRED = "\0"
 SETTINGS: dict[str, dict[str, str]] = {
     "local": {"api_endpoint": REQUIRED, "project": "local", "region": "us-central1"},
-    "vertex": {"project": REQUIRED, "region": "us-central1"},
+    "vertex": {"project": REQUIRED, "region": "us-central1", "image": SERVER_IMAGE},
     "sagemaker": {"region": "", "role": REQUIRED, "bucket": "", "image": SERVER_IMAGE},
     "azureml": {"subscription": REQUIRED, "resource_group": REQUIRED, "workspace": REQUIRED, "image": SERVER_IMAGE},
     "kserve": {"namespace": "default", "store": REQUIRED, "image": SERVER_IMAGE},
@@ -44,7 +44,7 @@ def place(name: str, model: str, given: Mapping[str, str]) -> Target:
 def _vertex(model: str, settings: Mapping[str, str]) -> Target:
     from twophase.targets.local import VertexAI
 
-    return VertexAI(model, settings["project"], settings["region"], settings.get("api_endpoint", ""))
+    return VertexAI(model, **{"api_endpoint": "", **settings})
 
 
 def _sagemaker(model: str, settings: Mapping[str, str]) -> Target:

@@ -94,10 +94,11 @@ class Registry:
         return folder
 
     @_in_words
-    def register(self, release: Path, model: str) -> str:
+    def register(self, release: Path, model: str, image: str = SERVER_IMAGE) -> str:
         """Upload a release as the next version of `model`; return `projects/.../models/ID@VERSION`.
 
-        A release that is a version already is not uploaded again.
+        `image` is the server's, where Vertex AI can pull it; the platform on this machine needs none. A release that is
+        a version already is not uploaded again.
         """
         manifest = read(release)
         parent = self._model(model)
@@ -110,7 +111,7 @@ class Registry:
         uploaded = self._sdk.Model.upload(
             display_name=model,
             artifact_uri=str(release),
-            serving_container_image_uri=SERVER_IMAGE,
+            serving_container_image_uri=image,
             serving_container_predict_route="/predict",
             serving_container_health_route="/health",
             serving_container_ports=[8080],
