@@ -14,7 +14,8 @@ COPY requirements.lock ./
 # Named one by one: the command line's packages and LiteRT's tools would be half as much again.
 RUN for name in numpy scipy soundfile cffi pycparser soxr ai-edge-litert uvicorn click h11 httptools uvloop orjson \
         pybase64 prometheus-client obstore typing-extensions; \
-    do sed -n "/^$name==/,/[^\\\\]\$/p" requirements.lock; done >server.lock \
+    do grep -q "^$name==" requirements.lock || { echo "$name is not in requirements.lock: make lock"; exit 1; }; \
+       sed -n "/^$name==/,/[^\\\\]\$/p" requirements.lock; done >server.lock \
  && python3 -m venv /opt/venv \
  && /opt/venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check --require-hashes --no-deps -r server.lock \
  && /opt/venv/bin/python -m pip uninstall --yes --quiet setuptools pip
