@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row, func, select, update
 
 from twophase.files import JSON
 from twophase.gateway.refused import Refused
-from twophase.gateway.store import clip
+from twophase.gateway.store import clip, note
 from twophase.release.manifest import NONE
 
 FETCHED_AT_ONCE = 1_000
@@ -49,6 +49,13 @@ def put(c: Connection, device: str, sequence: int, answer: JSON) -> bool:
         )
     )
     return changed.rowcount == 1
+
+
+def lost(c: Connection, device: str, sequence: int) -> None:
+    """A stored clip is not on the disk any more: the device, which keeps it until the answer, is to send it again."""
+    which = (clip.c.device == device, clip.c.sequence == sequence, clip.c.state == "stored")
+    c.execute(update(clip).where(*which).values(state="receiving", stored=None))
+    note(c, "clip lost", device, f"sequence {sequence} is not on the disk; it is asked for again")
 
 
 def fetch(c: Connection, device: str, limit: int) -> list[JSON]:

@@ -34,9 +34,6 @@ _POLL_S = 2.0
 _LONGEST_S = 60.0
 _TOGETHER = 500
 
-_LOST: JSON = {"error": {"code": 410, "message": "the gateway's disk lost this clip", "status": "DATA_LOSS"}}
-"""Unless it was deleted: then it is no longer waiting, and this answer is not kept."""
-
 _logger = logging.getLogger(__name__)
 
 
@@ -107,8 +104,10 @@ class Asking:
             if self._ending.is_set():
                 return
             path = self._path(row.device, row.sequence)
-            answer = self._classifier.predict(path) if path.is_file() else _LOST
-            self._put([(row.device, row.sequence, answer)])
+            if path.is_file():
+                self._put([(row.device, row.sequence, self._classifier.predict(path))])
+            else:
+                self._store.do(lambda c, row=row: answers.lost(c, row.device, row.sequence))  # type: ignore[misc]
 
     def _start(self) -> None:
         """Make one job of everything that waits."""
