@@ -72,13 +72,14 @@ def train(folder: Path, workers: int, network: str) -> list[dict[str, Any]]:
 
 @pytest.mark.faults
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("network", "tolerance"), [("plain", 1e-4), ("gate", 0.1)])
-def test_two_workers_learn_what_one_does(tmp_path: Path, network: str, tolerance: float) -> None:
-    """Exactly, but for batch normalisation, which is in the gate: it sees half of each batch."""
+@pytest.mark.parametrize(("network", "first_epoch", "curve"), [("plain", 1e-4, 0.01), ("gate", 0.1, 0.1)])
+def test_two_workers_learn_what_one_does(tmp_path: Path, network: str, first_epoch: float, curve: float) -> None:
+    """The gate's batch normalisation sees half of each batch; else rounding differs, more as losses fall."""
     (alone,) = train(tmp_path, 1, network)
     first, second = train(tmp_path, 2, network)
     assert first == second, "both end with the same network"
-    assert first["loss"] == pytest.approx(alone["loss"], abs=tolerance)
+    assert first["loss"][0] == pytest.approx(alone["loss"][0], abs=first_epoch)
+    assert first["loss"] == pytest.approx(alone["loss"], abs=curve)
     assert first["loss"][-1] < 0.6 * first["loss"][0]
 
 
