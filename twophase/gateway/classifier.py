@@ -63,7 +63,8 @@ class VertexClassifier:
         """`endpoint` is a display name; batch jobs read and write `gs://bucket/gateway/`."""
         self._where = (project, region, api_endpoint)
         self._name, self._bucket = endpoint, bucket
-        self._storage = api_endpoint.rstrip("/") or "https://storage.googleapis.com"
+        local = api_endpoint.startswith("http://")  # the platform on this machine, which keeps buckets too
+        self._storage = api_endpoint.rstrip("/") if local else "https://storage.googleapis.com"
         self._made = -_CLIENT_S
         self._asked = 0.0
         self._front_end = ""
