@@ -56,7 +56,10 @@ def code_digest(*modules: str) -> str:
 @contextmanager
 def replacing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """A file that takes `path`'s place, synced, when the block ends well, and is gone when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(path.parent, error) from error
     aside = _aside(path)
     try:
         with aside.open(mode) as file:
