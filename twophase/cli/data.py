@@ -8,9 +8,11 @@ import typer
 from twophase.cli.options import (
     WORKDIR,
     AsJson,
+    DataDir,
     DataPlace,
     OnBadClip,
     PerLabel,
+    Release,
     Seed,
     Wanted,
     Workdir,
@@ -109,3 +111,29 @@ def data_forget(
         typer.echo(
             f"{release} learned from them: train again, then delete its versions and {workdir}/releases/{release}"
         )
+
+
+@app.command("label")
+def data_label(
+    release: Release,
+    data: DataDir,
+    sheet: Annotated[Path, typer.Option(help="The CSV file to be filled in.")] = Path("label.csv"),
+    count: Annotated[int, typer.Option(min=1, help="How many clips at most.")] = 30,
+) -> None:
+    """Name the clips that are most worth listening to: a sheet to fill in, for `data answers`."""
+    from twophase.training import label
+
+    chosen = label.choose(release, data, count, progress("ask about clips"))
+    label.write(sheet, chosen)
+    typer.echo(
+        f"{len(chosen)} clips in {sheet}; correct `label`, put 1 into `manually_verified`, then: "
+        f"twophase data answers {sheet} --data {data}"
+    )
+
+
+@app.command("answers")
+def data_answers(sheet: Annotated[Path, typer.Argument(help="A sheet that was filled in.")], data: DataDir) -> None:
+    """Take the verified lines of a sheet into the data folder's labels.csv, which the next run reads."""
+    from twophase.training import label
+
+    typer.echo(f"{label.merge(data, sheet)} labels changed or given in {data / 'labels.csv'}")
