@@ -13,6 +13,11 @@ WANTED = ("Flute", "Snare_drum")
 SPLITS = ("train",) * 5 + ("validation",) * 3 + ("test",) * 3
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The whole pipeline comes first: it is the longest module, and a second worker would wait for it at the end."""
+    items.sort(key=lambda item: "pipelines/test_run.py" not in item.nodeid)
+
+
 @pytest.fixture(scope="session")
 def recordings() -> Path:
     """The folder of real recordings that `TWOPHASE_RECORDINGS` names."""

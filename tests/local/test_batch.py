@@ -93,7 +93,7 @@ def test_sdk_batch_predict(platform: Address, home: Path, releases: tuple[Path, 
 
 
 def test_file_list_and_keys(platform: Address, home: Path, releases: tuple[Path, Path]) -> None:
-    from test_sdk import wav
+    from tests.local.test_sdk import wav
 
     clip = home / "buckets" / "twophase" / "clips" / "a.wav"
     clip.parent.mkdir(parents=True)
