@@ -14,8 +14,9 @@ SPLITS = ("train",) * 5 + ("validation",) * 3 + ("test",) * 3
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The whole pipeline comes first: it is the longest module, and a second worker would wait for it at the end."""
-    items.sort(key=lambda item: "pipelines/test_run.py" not in item.nodeid)
+    """The longest modules come first, or one worker would wait at the end for the other."""
+    longest = ("pipelines/test_run.py", "/training/", "/release/")
+    items.sort(key=lambda item: [part not in item.nodeid for part in longest])
 
 
 @pytest.fixture(scope="session")
