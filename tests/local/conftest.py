@@ -3,6 +3,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from twophase.local.process import Address, down, up
@@ -31,3 +32,12 @@ def platform(home: Path, monkeypatch: pytest.MonkeyPatch) -> Address:
     for name, value in address.environment.items():
         monkeypatch.setitem(os.environ, name, value)
     return address
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A platform for requests that change nothing."""
+    home = tmp_path_factory.mktemp("shared")
+    with httpx.Client(base_url=up(home).url, timeout=30) as client:
+        yield client
+    down(home)

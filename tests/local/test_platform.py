@@ -12,8 +12,6 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from google.auth.credentials import AnonymousCredentials
-from google.cloud import storage
 
 from twophase.errors import TwoPhaseError
 from twophase.local.process import Address, down, ensure_up, gc, status, up
@@ -78,14 +76,6 @@ def test_refusals(shared: httpx.Client, verb: str, path: str, body: bytes | None
     assert words in error["message"]
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> httpx.Client:
-    home = tmp_path_factory.mktemp("shared")
-    with httpx.Client(base_url=up(home).url, timeout=30) as client:
-        yield client
-    down(home)
-
-
 def test_traffic_split_rules(http: httpx.Client, releases: tuple[Path, Path]) -> None:
     model = uploaded(http, releases[0])["model"]
     endpoint = http.post(f"{V1}/endpoints", json={"displayName": "e"}).json()["response"]["name"]
@@ -137,30 +127,6 @@ def test_pages_and_order(http: httpx.Client, releases: tuple[Path, Path]) -> Non
     assert seen == ["5", "4", "3", "2", "1"]
     ordered = http.get(f"/v1/{model}:listVersions", params={"orderBy": "version_create_time"}).json()["models"]
     assert [v["versionId"] for v in ordered] == seen[::-1]
-
-
-def test_objects(platform: Address) -> None:
-    client = storage.Client(project="p", credentials=AnonymousCredentials())
-    bucket = client.create_bucket("some-bucket")
-    blob = bucket.blob("a b/ü.txt")
-    blob.upload_from_string("hello", if_generation_match=0)
-    with pytest.raises(Exception, match="412"):
-        blob.upload_from_string("again", if_generation_match=0)
-    blob.upload_from_string("again", if_generation_match=blob.generation)
-    assert blob.download_as_bytes() == b"again"
-    assert blob.download_as_bytes(start=1, end=2) == b"ga"
-    large = bucket.blob("large", chunk_size=1 << 18)
-    large.upload_from_string(bytes(range(256)) * 4096, content_type="application/octet-stream")
-    assert large.download_as_bytes() == bytes(range(256)) * 4096
-    bucket.copy_blob(blob, bucket, "c")
-    assert [b.name for b in client.list_blobs(bucket)] == ["a b/ü.txt", "c", "large"]
-    listed = client.list_blobs(bucket, delimiter="/", page_size=1)
-    assert [b.name for b in listed] == ["c", "large"]
-    assert listed.prefixes == {"a b/"}
-    for b in client.list_blobs(bucket):
-        b.delete()
-    bucket.delete()
-    assert not bucket.exists()
 
 
 def test_garbage_metrics_and_access_log(http: httpx.Client, home: Path, releases: tuple[Path, Path]) -> None:

@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,10 @@ DEFAULT_BUCKET = "twophase"
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
 _ASIDE = ".tmp-"
+_PART_BYTES = 255
+"""Longest part of an object's name between slashes: a file's name."""
+_LAST_BYTES = 170
+"""Longest last part of a new object's name: while it is written, the file beside it has a longer one."""
 
 
 @dataclass(frozen=True)
@@ -118,10 +123,12 @@ class Buckets:
 
     def objects(self, bucket: str, prefix: str = "") -> Iterator[str]:
         """The names of a bucket's objects that start with `prefix`, sorted."""
-        root = self._bucket(bucket)
-        start = root / Path(prefix).parent if "/" in prefix else root
-        if ".." in Path(prefix).parts or not start.is_dir():
-            return
+        start = root = self._bucket(bucket)
+        if "/" in prefix:
+            try:
+                start = root / _relative(prefix.rpartition("/")[0])
+            except Refusal:
+                return  # no object has such a name
         paths = (Path(folder) / name for folder, _, names in os.walk(start) for name in names)
         names = (p.relative_to(root).as_posix() for p in paths if not p.name.startswith(_ASIDE))
         yield from sorted(name for name in names if name.startswith(prefix))
@@ -138,12 +145,7 @@ class Buckets:
         """An object as the JSON API answers it."""
         path = self.path(bucket, name)
         stat = path.stat()
-        md5 = hashlib.md5(usedforsecurity=False)
-        crc: Any = google_crc32c.Checksum()  # type: ignore[no-untyped-call]
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                md5.update(block)
-                crc.update(block)
+        md5, crc32c = _checksums(path, stat.st_size, stat.st_mtime_ns)
         time = datetime.fromtimestamp(stat.st_mtime, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         return {
             "kind": "storage#object",
@@ -155,8 +157,8 @@ class Buckets:
             "contentType": mimetypes.guess_type(name)[0] or "application/octet-stream",
             "storageClass": "STANDARD",
             "size": str(stat.st_size),
-            "md5Hash": base64.b64encode(md5.digest()).decode(),
-            "crc32c": base64.b64encode(crc.digest()).decode(),
+            "md5Hash": md5,
+            "crc32c": crc32c,
             "etag": str(stat.st_mtime_ns),
             "timeCreated": time,
             "updated": time,
@@ -165,6 +167,8 @@ class Buckets:
     def insert(self, bucket: str, name: str, content: bytes | Path, condition: Condition | None = None) -> JSON:
         """Write an object, whole or not at all; `content` may be a file, which is copied."""
         path = self._bucket(bucket) / _relative(name)
+        if len(path.name.encode()) > _LAST_BYTES:
+            raise Refusal(400, f"{name!r}: is too long here; after the last / up to {_LAST_BYTES} bytes are accepted")
         _check(path, condition or Condition())
         before = generation(path)
         try:
@@ -207,6 +211,18 @@ def generation(path: Path) -> int:
     return path.stat().st_mtime_ns if path.is_file() else 0
 
 
+@lru_cache(10_000)
+def _checksums(path: Path, size: int, changed: int) -> tuple[str, str]:
+    """MD5 and CRC32C of a file in base64, read once as long as its size and time of change stay."""
+    md5 = hashlib.md5(usedforsecurity=False)
+    crc: Any = google_crc32c.Checksum()  # type: ignore[no-untyped-call]
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            md5.update(block)
+            crc.update(block)
+    return base64.b64encode(md5.digest()).decode(), base64.b64encode(crc.digest()).decode()
+
+
 def _check(path: Path, condition: Condition) -> None:
     found = generation(path)
     if condition.match not in (None, found) or condition.not_match == found:
@@ -219,8 +235,11 @@ def _relative(name: str) -> Path:
         not name
         or len(name.encode()) > 1024
         or any(p in ("", ".", "..") or p.startswith(_ASIDE) or "\0" in p for p in parts)
+        or any(len(p.encode()) > _PART_BYTES for p in parts)
     ):
         raise Refusal(
-            400, f"{name!r}: is no object name here; parts between / are not empty, '.' or '..', not {_ASIDE}*"
+            400,
+            f"{name!r}: is no object name here; parts between / have 1 to {_PART_BYTES} bytes, are not '.' or '..', "
+            f"not {_ASIDE}*",
         )
     return Path(*parts)

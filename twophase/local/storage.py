@@ -48,10 +48,12 @@ class Storage:
         upload, _, rest = raw_path.partition("/storage/v1/b")
         parts = [unquote(p) for p in rest.split("/")[1:]]
         match verb, parts:
+            case (("PUT" | "POST"), [_, "o"]) if upload == "/upload" and "upload_id" in parameters:
+                return self._resume(parameters["upload_id"], headers, body)
+            case "DELETE", [_, "o"] if upload == "/upload":
+                return self._cancel(parameters.get("upload_id", ""))
             case "POST", [bucket, "o"] if upload == "/upload":
                 return self._insert(bucket, parameters, headers, body, base)
-            case "PUT", [_, "o"] if upload == "/upload":
-                return self._resume(parameters.get("upload_id", ""), headers, body)
             case "GET", []:
                 return _json({"kind": "storage#buckets", "items": [_bucket(n) for n in self._buckets.names()]})
             case "POST", []:
@@ -106,9 +108,7 @@ class Storage:
         raise Refusal(400, f"uploadType={how}: is unknown; media, multipart and resumable are accepted")
 
     def _resume(self, identity: str, headers: dict[bytes, bytes], body: bytes) -> Answer:
-        upload = self._uploads.get(identity)
-        if upload is None:
-            raise Refusal(404, "upload_id: this upload is unknown or was completed; start it again")
+        upload = self._under_way(identity)
         span = headers.get(b"content-range", b"").decode("latin-1")
         match = re.fullmatch(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)", span) if span else None
         if span and not match:
@@ -124,9 +124,22 @@ class Storage:
         if (match and match[3] in ("*", None)) or (match and have < int(match[3])):
             return 308, b"", [(b"range", f"bytes=0-{have - 1}".encode())] if have else []
         made = self._buckets.insert(upload.bucket, upload.name, upload.path, upload.condition)
-        upload.path.unlink()
-        del self._uploads[identity]
+        self._forget(identity)
         return _json(made)
+
+    def _cancel(self, identity: str) -> Answer:
+        self._under_way(identity)
+        self._forget(identity)
+        return 499, b"", []  # what Cloud Storage answers to this
+
+    def _under_way(self, identity: str) -> _Upload:
+        upload = self._uploads.get(identity)
+        if upload is None:
+            raise Refusal(404, "upload_id: this upload is unknown, or has ended; start it again")
+        return upload
+
+    def _forget(self, identity: str) -> None:
+        self._uploads.pop(identity).path.unlink()
 
     def _list(self, bucket: str, parameters: dict[str, str]) -> JSON:
         prefix, delimiter = parameters.get("prefix", ""), parameters.get("delimiter", "")
@@ -215,14 +228,18 @@ def _condition(parameters: dict[str, str], of: str = "") -> Condition:
 
 
 def _parts(content_type: bytes, body: bytes) -> tuple[dict[str, Any], bytes]:
-    """The two parts of a `multipart/related` upload: the object's description, and its content."""
+    """The two parts of a `multipart/related` upload: the object's description, and its content.
+
+    Lines end as the first one does: in CRLF by the standard, in a bare LF from gcsfs.
+    """
     match = re.search(rb'boundary="?([^";]+)"?', content_type)
     if match:
         mark = b"--" + match[1]
         pieces = body.split(mark, 2)  # the content may hold anything but the boundary at its end
         if len(pieces) == 3:
-            content, closed, _ = pieces[2].rpartition(b"\r\n" + mark + b"--")
-            first, second = pieces[1].partition(b"\r\n\r\n"), content.partition(b"\r\n\r\n")
+            end = b"\r\n" if pieces[1].startswith(b"\r\n") else b"\n"
+            content, closed, _ = pieces[2].rpartition(end + mark + b"--")
+            first, second = pieces[1].partition(2 * end), content.partition(2 * end)
             if closed and first[1] and second[1]:
                 return _object(first[2].strip()), second[2]
     raise Refusal(400, "the body is no multipart/related upload of two parts; send a description and a content")

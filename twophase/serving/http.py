@@ -30,6 +30,7 @@ IDLE_S = 75.0
 REQUEST_S = 60.0
 
 _STATUS = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
+_STATUS[499] = b"HTTP/1.1 499 Client Closed Request\r\n"  # Cloud Storage's word for an upload that was cancelled
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _log = logging.getLogger(__name__)
 
