@@ -30,10 +30,10 @@ def hand_on(made: Path, artifact: "Artifact", **facts: Any) -> None:
     """Give a file or folder to the steps that take `artifact`, with its digest and these facts as metadata."""
     place = Path(artifact.path)
     if made.is_dir():
-        shutil.copytree(made, place, copy_function=_copy, dirs_exist_ok=True)
+        shutil.copytree(made, place, copy_function=link_or_copy, dirs_exist_ok=True)
     else:
         place.parent.mkdir(parents=True, exist_ok=True)
-        _copy(made, place)
+        link_or_copy(made, place)
     artifact.metadata.update(digest=digest_of_tree(made), **facts)
 
 
@@ -50,7 +50,7 @@ def carry_clips(dataset: Dataset, folder: Path) -> Dataset:
     def carried(clip: Clip) -> Clip:
         place = folder / clip.name
         place.parent.mkdir(parents=True, exist_ok=True)
-        _copy(clip.path, place)
+        link_or_copy(clip.path, place)
         return replace(clip, path=str(place))
 
     return replace(dataset, clips=Clips.of(map(carried, dataset.clips)))
@@ -67,7 +67,7 @@ def log_gate(answers: "Answers", metrics: "ClassificationMetrics") -> None:
     metrics.log_roc_curve(fpr.tolist(), tpr.tolist(), answers.gate[order][last].astype(float).tolist())
 
 
-def _copy(source: Any, target: Any) -> None:
+def link_or_copy(source: Any, target: Any) -> None:
     """Link where that can be done: nothing that is handed on is ever changed in place. Buckets cannot."""
     Path(target).unlink(missing_ok=True)
     try:

@@ -16,7 +16,7 @@ def predict_batch(
     predictions: Output[Artifact],
 ) -> str:
     """Ask the default version of `model` about the instances of `source` (JSON lines); return where answers are."""
-    from twophase.progress import step
+    from components.step import step
     from twophase.targets.batch import predict_batch
 
     with step("predict a batch") as say:
@@ -30,8 +30,8 @@ def predict_batch(
 @component(base_image=IMAGE, install_kfp_package=False)
 def find_version(project: str, region: str, api_endpoint: str, model: str) -> str:
     """Return `ID@default` of the model called `model`: how Google's component names a version."""
+    from components.step import step
     from twophase.errors import TwoPhaseError
-    from twophase.progress import step
     from twophase.targets.live import whats_live
 
     with step("find the version") as say:

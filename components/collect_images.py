@@ -19,11 +19,11 @@ def collect_images(
     from pathlib import Path
 
     from components.artifacts import hand_on
+    from components.step import step
     from twophase.audio import dataset
     from twophase.audio.images import collect
-    from twophase.progress import step
 
-    with step("collect images") as say:
+    with step("collect images", workdir) as say:
         read = dataset.read(Path(clips.path))
         manifests = [Path(part.path) / part.metadata["shard"] for part in made]
         results = [manifest.with_suffix(".made.json") for manifest in manifests]

@@ -22,12 +22,12 @@ def compare_releases(
     """
     from pathlib import Path
 
-    from twophase.progress import step
+    from components.step import step
     from twophase.targets.vertex import Registry
     from twophase.training.compare import against_champion
     from twophase.training.judge import Judgement
 
-    with step("compare with the champion") as say:
+    with step("compare with the champion", workdir) as say:
         champion = Registry(project, region, api_endpoint).champion(model, Path(workdir) / "releases")
         verdict = against_champion(Judgement.read(Path(evaluation.path)), Path(release.path), champion)
         say.result(verdict.words, verdict=verdict.name)

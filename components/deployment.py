@@ -13,7 +13,7 @@ def deploy_version(
     """Deploy a registered version beside the live one, try it, and move all traffic to it; return the endpoint."""
     from pathlib import Path
 
-    from twophase.progress import step
+    from components.step import step
     from twophase.targets.vertex import Registry
 
     with step("deploy the version") as say:
@@ -34,7 +34,7 @@ def promote_version(
     """The same for a version that Google's component deployed as a canary already: try it, then promote it."""
     from pathlib import Path
 
-    from twophase.progress import step
+    from components.step import step
     from twophase.targets.vertex import Registry
 
     with step("promote the version") as say:

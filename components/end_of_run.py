@@ -8,7 +8,7 @@ from components import IMAGE
 @component(base_image=IMAGE, install_kfp_package=False)
 def end_of_run(model: str, status: PipelineTaskFinalStatus) -> None:
     """Say how the run of `model` ended: `twophase: {"step": "end of run", ...}`, with the error where it failed."""
-    from twophase.progress import step
+    from components.step import step
 
     with step("end of run") as say:
         say.result(

@@ -25,12 +25,12 @@ def evaluate_pair(
     from pathlib import Path
 
     from components.artifacts import hand_on, log_gate
+    from components.step import step
     from twophase.audio.images import ImageSet
-    from twophase.progress import step
     from twophase.training.judge import judge
     from twophase.training.operating_point import parse_rule
 
-    with step("evaluate the pair") as say:
+    with step("evaluate the pair", workdir) as say:
         found = judge(
             ImageSet(Path(images.path)),
             Path(gate.path),

@@ -19,13 +19,13 @@ def export_release(
     from pathlib import Path
 
     from components.artifacts import hand_on
+    from components.step import step
     from twophase.audio.images import ImageSet
-    from twophase.progress import step
     from twophase.release.card import CARD
     from twophase.release.export import export
     from twophase.training.judge import Judgement
 
-    with step("export the release") as say:
+    with step("export the release", workdir) as say:
         judged = Judgement.read(Path(evaluation.path))
         found = export(
             Path(gate.path),

@@ -17,11 +17,11 @@ def generate_data(
     from pathlib import Path
 
     from components.artifacts import carry_clips, digest_of_tree
+    from components.step import step
     from twophase.audio import dataset
     from twophase.audio.generate import generate
-    from twophase.progress import step
 
-    with step("generate data") as say:
+    with step("generate data", workdir) as say:
         names = dataset.parse_wanted(wanted) if wanted else None
         found = generate(data, names, Path(workdir), int(synth_per_label), int(seed), say.at)
         if not data:

@@ -21,13 +21,13 @@ def compare_releases(
     """
     from pathlib import Path
 
-    from twophase.progress import step
+    from components.step import step
     from twophase.serving.fetch import fetch
     from twophase.targets.kserve import KServe
     from twophase.training.compare import against_champion
     from twophase.training.judge import Judgement
 
-    with step("compare with the champion") as say:
+    with step("compare with the champion", workdir) as say:
         there = KServe(model, namespace, releases).status()
         address = f"{releases.rstrip('/')}/{model}/{there.versions[there.live]}" if there.live else ""
         champion = fetch(address, Path(workdir) / "releases") if address else None
@@ -41,7 +41,7 @@ def deploy_version(release: Input[Model], model: str, namespace: str, releases: 
     """Register a release, try it without traffic, and move all traffic to it; return its version."""
     from pathlib import Path
 
-    from twophase.progress import step
+    from components.step import step
     from twophase.targets.kserve import KServe
 
     with step("deploy the version") as say:

@@ -18,7 +18,7 @@ def find_live(project: str, region: str, api_endpoint: str, model: str) -> Named
     """
     from collections import namedtuple
 
-    from twophase.progress import step
+    from components.step import step
     from twophase.targets.live import whats_live
 
     with step("look what is live") as say:

@@ -17,10 +17,10 @@ def make_images(
     import shutil
     from pathlib import Path
 
+    from components.step import step
     from twophase.audio import dataset, images
-    from twophase.progress import step
 
-    with step("make images") as say:
+    with step("make images", workdir) as say:
         Path(made.path).mkdir(parents=True, exist_ok=True)
         manifest = Path(shutil.copyfile(Path(shards.path) / shard, Path(made.path) / shard))
         total = sum(1 for _ in dataset.read_clips(manifest))

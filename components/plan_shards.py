@@ -11,10 +11,10 @@ def plan_shards(clips: Input[Dataset], workdir: str, shards: Output[Dataset]) ->
     from pathlib import Path
 
     from components.artifacts import hand_on
+    from components.step import step
     from twophase.audio import dataset, images
-    from twophase.progress import step
 
-    with step("plan shards") as say:
+    with step("plan shards", workdir) as say:
         source = Path(clips.path) / "clips.jsonl"
         count = sum(1 for _ in dataset.read_clips(source))
         planned = images.plan(dataset.read_clips(source), Path(workdir) / "shards", count)

@@ -10,7 +10,7 @@ def register_version(release: Input[Model], project: str, region: str, api_endpo
     """Upload the release and return the version's resource name."""
     from pathlib import Path
 
-    from twophase.progress import step
+    from components.step import step
     from twophase.targets.vertex import Registry
 
     with step("register the version") as say:

@@ -20,12 +20,12 @@ def write_report(
     from pathlib import Path
 
     from components.artifacts import hand_on
+    from components.step import step
     from twophase.audio.images import ImageSet
-    from twophase.progress import step
     from twophase.training.judge import Judgement
     from twophase.training.report import write
 
-    with step("write the report") as say:
+    with step("write the report", workdir) as say:
         found = Path(workdir) / "reports" / f"{release.metadata['release']}.html"
         judged = Judgement.read(Path(evaluation.path))
         write(found, ImageSet(Path(images.path)), Path(gate.path), Path(classifier.path), judged, Path(release.path))

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from components.step import HELD
 from pipelines.compile import spec_path
 from twophase.errors import TwoPhaseError
 from twophase.files import disk_error, locked
@@ -37,7 +38,7 @@ def run_local(
     workdir.mkdir(parents=True, exist_ok=True)
     with locked(workdir, "this workdir"), (workdir / "run.log").open("w", encoding="utf-8") as log:
         events = _Events(log, on_event)
-        with _steps_see_this_package(), contextlib.redirect_stdout(events), warnings.catch_warnings():
+        with _environment_of_steps(workdir), contextlib.redirect_stdout(events), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from kfp import components, local
 
@@ -81,9 +82,9 @@ class _Events(io.TextIOBase):
 
 
 @contextlib.contextmanager
-def _steps_see_this_package() -> Iterator[None]:
-    """Steps run where this process runs: same packages, and quiet."""
-    wanted = {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore"}
+def _environment_of_steps(workdir: Path) -> Iterator[None]:
+    """Steps are quiet, and know that the workdir is held for them."""
+    wanted = {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore", HELD: str(workdir)}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     sys.stdout.flush()
