@@ -42,6 +42,9 @@ def estimate(clips: int, machines: Machines, prices: Path | None = None) -> list
         if training and machines.spot:
             price *= table["spot_share"]
             machine += " (spot)"
+        if training and machines.replicas > 1:  # as if each took as long as one alone: at most so much
+            price *= machines.replicas
+            machine = f"{machines.replicas} x {machine}"
         hours = start + per_100k * clips / 100_000
         lines.append(Line(step, machine, hours, hours * price))
     return [*lines, Line("the run itself", "", 0.0, table["run"]["vertex"])]

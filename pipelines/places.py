@@ -35,6 +35,8 @@ class Machines:
     accelerator_type: str = ""
     """Such as `NVIDIA_TESLA_T4`; empty for none."""
     accelerator_count: int = 1
+    replicas: int = 1
+    """Machines that fit one network together."""
     spot: bool = False
     service_account: str = ""
     network: str = ""
@@ -104,8 +106,9 @@ def vertex(machines: Machines = Machines()) -> Place:
             machine_type=machines.machine_type,
             accelerator_type=machines.accelerator_type,
             accelerator_count=machines.accelerator_count,
+            replica_count=machines.replicas,
             strategy="SPOT" if machines.spot else "STANDARD",
-            restart_job_on_worker_restart=machines.spot,
+            restart_job_on_worker_restart=machines.spot or machines.replicas > 1,  # none goes on without the others
             service_account=machines.service_account,
             network=machines.network,
             encryption_spec_key_name=machines.encryption_key,

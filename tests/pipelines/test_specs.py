@@ -122,6 +122,17 @@ def test_training_machines_are_chosen_when_a_spec_is_compiled() -> None:
     assert given["service_account"]["defaultValue"] == chosen.service_account
 
 
+def test_several_workers_fit_one_network_and_are_started_again_together() -> None:
+    """Vertex AI's way: the first worker is a pool of its own. The executor is the same, which knows its place."""
+    found = next(yaml.safe_load_all(compile_spec("two_phase.vertex", vertex(Machines(replicas=4)))))
+    for name in ("train-gate", "train-classifier"):
+        given = found["components"][f"comp-{name}"]["inputDefinitions"]["parameters"]
+        first, others = given["worker_pool_specs"]["defaultValue"]
+        assert (first["replica_count"], others["replica_count"]) == (1, 3)
+        assert first["container_spec"] == others["container_spec"]
+        assert given["restart_job_on_worker_restart"]["defaultValue"] is True
+
+
 def test_a_version_goes_live_on_vertex_through_a_canary() -> None:
     found = {path: task for path, task, _ in tasks(spec("two_phase.vertex")) if LIVE in path}
     deploy = found[f"{LIVE}/model-deploy"]

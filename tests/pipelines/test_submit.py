@@ -251,6 +251,9 @@ def test_an_estimate_names_machines_and_grows_with_the_clips(tmp_path: Path) -> 
     assert 0 < few < many
     spot = estimate(1_000, Machines("g2-standard-8", "NVIDIA_L4", spot=True))
     assert next(line for line in spot if line.step == "train-gate").machine == "g2-standard-8 + 1 NVIDIA_L4 (spot)"
+    (two,) = (line for line in estimate(1_000, Machines(replicas=2)) if line.step == "train-gate")
+    (one,) = (line for line in estimate(1_000, Machines()) if line.step == "train-gate")
+    assert (two.machine, two.dollars) == (f"2 x {one.machine}", 2 * one.dollars)
     with pytest.raises(TwoPhaseError, match=r"no \[machine_hour\] for cray-1; add its price"):
         estimate(1, Machines("cray-1"))
     (tmp_path / "prices.toml").write_text("not toml")

@@ -3,21 +3,21 @@
 Keras's own `fit` does not work on several workers (Keras 3 cannot read the losses that they hand back), so the loop is
 this module's: every worker takes its part of a batch, gradients are summed over all, and every worker makes the same
 step. A batch is cut so that all parts together are the single worker's batch: the loss curve is the same but for the
-order of sums, and for batch normalisation, whose statistics are each worker's own while training and their mean after.
+order of sums, and for batch normalisation, whose statistics are each worker's own in an epoch and their mean after it.
 
 Who the workers are comes from `TF_CONFIG`, as Vertex AI's training jobs and Kubeflow's trainers set it; without it
-there is one. A worker uses one device. Nothing is written: the caller does that, on the first worker. A worker that is
-lost ends the others with an error.
+there is one. A worker uses one device. Nothing is written here: after each epoch the caller's network and optimizer
+hold what all have learned, and its callbacks keep that as they do after Keras's own epochs. A worker that is lost ends
+the others with an error; started again, all go on where the kept state says.
 """
 
+import functools
 import json
 import os
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from twophase.errors import TwoPhaseError
-from twophase.training.fit import Progress, Recipe
 
 if TYPE_CHECKING:
     import keras
@@ -48,65 +48,92 @@ def worker() -> tuple[int, int]:
     return index, max(chiefs + others, 1)
 
 
-def fit_together(
-    build: Callable[[], "keras.Model"],
-    loss: Any,
-    train: Callable[[tuple[int, int], int], "ImageSequence"],
-    batch_size: int,
-    recipe: Recipe,
-    progress: Progress = lambda done, planned, logs: None,
-) -> tuple["keras.Model", dict[str, list[float]]]:
-    """Build and fit a network on all workers; every worker gets the same network and history (`loss`, `seconds`).
+def join() -> bool:
+    """Meet the other workers, where there are any; return whether this is the first, whose model counts.
 
-    `train(shard, size)` gives this worker's batches of `size` images, a part of every batch of `batch_size`. `loss` is
-    a Keras loss that averages over a batch. Call it before TensorFlow has done anything else: workers meet here first.
+    Call it before TensorFlow has done anything else: what workers say to one another is set up when it starts.
+    """
+    index, count = worker()
+    if count > 1:
+        _strategy()
+    return index == 0
+
+
+@functools.cache
+def _strategy() -> Any:
+    import tensorflow as tf
+
+    tf.config.set_visible_devices(tf.config.list_physical_devices("GPU")[:1], "GPU")
+    return tf.distribute.MultiWorkerMirroredStrategy()
+
+
+def fit(
+    network: "keras.Model",
+    train: "ImageSequence",
+    validation: "ImageSequence",
+    first_epoch: int,
+    epochs: int,
+    callbacks: Sequence["keras.callbacks.Callback"],
+) -> None:
+    """What `network.fit` does, on all workers: the epochs from `first_epoch` on, with their callbacks.
+
+    `network` is compiled, with a Keras loss that averages over a batch; its targets are one-hot. `train` has this
+    worker's shard of every batch, `validation` is whole. Raises `TwoPhaseError` when the workers stand at different
+    epochs.
     """
     import keras
     import tensorflow as tf
 
-    index, count = worker()
-    if batch_size % count:
-        raise TwoPhaseError(
-            f"batches of {batch_size} cannot be shared by {count} workers; give a number that divides it"
-        )
-    strategy = tf.distribute.MultiWorkerMirroredStrategy() if count > 1 else tf.distribute.get_strategy()
-    batches = train((index, count), batch_size // count)
-    epochs = recipe.epochs(len(batches))
+    strategy, (_, count) = _strategy(), worker()
+    everywhere = strategy.reduce(tf.distribute.ReduceOp.SUM, tf.constant(float(first_epoch)), axis=None)
+    if float(everywhere) != count * first_epoch:
+        raise TwoPhaseError(f"this worker stands at epoch {first_epoch}, others do not; start all of them again")
     with strategy.scope():
-        network = build()
-        steps = epochs * len(batches)
-        warmup = min(len(batches), steps // 10)
-        rate = keras.optimizers.schedules.CosineDecay(
-            recipe.learning_rate / 20, steps - warmup, warmup_target=recipe.learning_rate, warmup_steps=warmup
-        )
-        optimizer = keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay)
-        optimizer.build(network.trainable_variables)
+        shared = keras.models.clone_model(network)
+        optimizer = keras.optimizers.deserialize(keras.optimizers.serialize(network.optimizer))
+        optimizer.build(shared.trainable_variables)
+    network.optimizer.build(network.trainable_variables)
+    here, there = ([*n.variables, *o.variables] for n, o in ((network, network.optimizer), (shared, optimizer)))
+    for mine, ours in zip(here, there, strict=True):
+        ours.assign(mine)
 
     def replica(images: Any, targets: Any, weights: Any) -> Any:
         size = tf.cast(tf.shape(images)[0], tf.float32)
         everyone = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, size)
         with tf.GradientTape() as tape:
-            mine = loss(targets, network(images, training=True), sample_weight=weights)  # Keras's: a mean over `count`
-            mine = mine * size * count / everyone
-        gradients = tape.gradient(mine, network.trainable_variables)
-        optimizer.apply(gradients, network.trainable_variables)  # which sums them over the workers
-        return mine
+            logits = shared(images, training=True)
+            loss = network.loss(targets, logits, sample_weight=weights)  # Keras's: a mean over `count`
+            loss = loss * size * count / everyone
+        optimizer.apply(
+            tape.gradient(loss, shared.trainable_variables), shared.trainable_variables
+        )  # sums over workers
+        right = tf.cast(tf.argmax(logits, -1) == tf.argmax(targets, -1), tf.float32)
+        return tf.stack([loss, tf.reduce_sum(right * weights), tf.reduce_sum(weights)])
 
     @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
     def step(images: Any, targets: Any, weights: Any) -> Any:
         each = strategy.run(replica, args=(images, targets, weights))
         return strategy.reduce(tf.distribute.ReduceOp.SUM, each, axis=None)
 
-    history: dict[str, list[float]] = {"loss": [], "seconds": []}
-    for epoch in range(epochs):
-        began = time.perf_counter()
-        batches.set_epoch(epoch)
-        losses = [float(step(*map(tf.convert_to_tensor, batches[i]))) for i in range(len(batches))]
-        history["loss"].append(sum(losses) / len(losses))
-        history["seconds"].append(time.perf_counter() - began)
-        progress(epoch + 1, epochs, {"loss": history["loss"][-1]})
-    for variable in network.non_trainable_variables:  # of batch normalisation: what each worker saw of the data
-        if variable.dtype == "float32":
-            each = strategy.run(tf.identity, args=(variable.value,))
-            variable.assign(strategy.reduce(tf.distribute.ReduceOp.MEAN, each, axis=None))
-    return network, history
+    # Of batch normalisation: what each worker saw of the data.
+    moving = [variable for variable in shared.non_trainable_variables if variable.dtype == "float32"]
+
+    @tf.function  # type: ignore[untyped-decorator]
+    def means() -> list[Any]:
+        each = [strategy.run(tf.identity, args=(variable.value,)) for variable in moving]
+        return [strategy.reduce(tf.distribute.ReduceOp.MEAN, one, axis=None) for one in each]
+
+    calls = keras.callbacks.CallbackList(list(callbacks), model=network)
+    calls.on_train_begin()
+    for epoch in range(first_epoch, epochs):
+        calls.on_epoch_begin(epoch)
+        steps = [step(*map(tf.convert_to_tensor, train[i])).numpy() for i in range(len(train))]
+        loss, right, weight = sum(steps)
+        for variable, mean in zip(moving, means(), strict=True):
+            variable.assign(mean)
+        for mine, ours in zip(here, there, strict=True):
+            mine.assign(ours.numpy())
+        found = network.evaluate(validation, verbose=0, return_dict=True)
+        logs = {"loss": loss / len(steps), "accuracy": right / weight, **{f"val_{n}": v for n, v in found.items()}}
+        calls.on_epoch_end(epoch, logs)
+    calls.on_train_end()
