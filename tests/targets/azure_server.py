@@ -1,22 +1,29 @@
 """Azure on loopback over TLS: a workspace in Resource Manager, its blob store, and endpoints that are our server.
 
 What the SDK puts is kept and given back as succeeded; an online deployment starts our server on what was uploaded for
-its model; the scoring address sends a request to the deployment that its header names, or by the traffic map.
+its model; the scoring address sends a request to the deployment that its header names, or by the traffic map, and a
+share of them to the deployment that mirrors. A batch job runs the uploaded scoring script in a process of its own, as
+Azure's driver does: `init` once, `run` for each file. An archived model keeps its version, which cannot be another.
 """
 
 import datetime
 import ipaddress
 import json
+import os
 import random
 import socket
 import ssl
+import subprocess
+import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
+from xml.sax.saxutils import escape
 
 import httpx
 import pytest
@@ -32,6 +39,9 @@ from twophase.serving.predictor import Predictor
 from twophase.serving.source import release_in
 
 
+DRIVER = "import azureml_score as s, sys; s.init(); s.run(sys.argv[1:3]); [s.run([name]) for name in sys.argv[3:]]"
+
+
 class Azure:
     """Resources by their id, blobs by their path."""
 
@@ -40,7 +50,10 @@ class Azure:
         self.port = 0
         self.resources: dict[str, Any] = {}
         self._servers: dict[str, httpx.Client] = {}
-        self.refuse_after: int | None = None
+        self.mirrored: Counter[str] = Counter()
+        """Requests that were copied, by deployment."""
+        self.jobs_end = "Completed"
+        """How batch jobs end; they run without an end where this is `Running`."""
 
     def blob(self, method: str, path: str, body: bytes, headers: Any) -> tuple[int, dict[str, str], bytes]:
         file = self._folder / "blobs" / unquote(path).strip("/")
@@ -50,20 +63,37 @@ class Azure:
             return 201, {"etag": '"1"', "last-modified": "Sun, 22 Nov 2026 00:00:00 GMT"}, b""
         if method == "PUT":
             return 200, {"etag": '"1"', "last-modified": "Sun, 22 Nov 2026 00:00:00 GMT"}, b""
-        if "comp=list" in headers["x-query"]:
-            listing = (
-                b"<?xml version='1.0'?><EnumerationResults ContainerName='c'><Blobs/><NextMarker/></EnumerationResults>"
+        query = {name: value for name, (value, *_) in parse_qs(headers["x-query"]).items()}
+        if query.get("comp") == "list":
+            found = [blob.relative_to(file).as_posix() for blob in sorted(file.rglob("*")) if blob.is_file()]
+            blobs = "".join(
+                f"<Blob><Name>{escape(name)}</Name><Properties/></Blob>"
+                for name in found
+                if name.startswith(query.get("prefix", ""))
             )
-            return 200, {"content-type": "application/xml"}, listing
-        return 404, {"x-ms-error-code": "BlobNotFound"}, b""
+            listing = f"""<?xml version='1.0'?><EnumerationResults ContainerName='c'><Blobs>{blobs}</Blobs>
+                <NextMarker/></EnumerationResults>"""
+            return 200, {"content-type": "application/xml"}, listing.encode()
+        if not file.is_file():
+            return 404, {"x-ms-error-code": "BlobNotFound"}, b""
+        if method == "DELETE":
+            file.unlink()
+            return 202, {}, b""
+        data, told = file.read_bytes(), {"etag": '"1"', "last-modified": "Sun, 22 Nov 2026 00:00:00 GMT"}
+        return 206, {**told, "content-range": f"bytes 0-{len(data) - 1}/{len(data)}"}, data
 
     def arm(self, method: str, path: str, query: str, body: Any) -> tuple[int, Any]:
         if path.startswith("/metadata"):
             return 200, [self._cloud()]
+        if path.startswith("/batch/"):
+            return 201, self._run(path.split("/")[2], body["properties"])
         path = path.rstrip("/")
         name = path.rpartition("/")[2]
         if method == "POST" and name.lower() == "listsecrets":
             return 200, {"secretsType": "Sas", "sasToken": "sv=1&sig=x"}
+        if method == "POST" and name == "cancel":
+            self.resources[path.removesuffix("/cancel")]["properties"]["status"] = "Canceled"
+            return 200, {}
         if method == "POST" and name.lower() == "listkeys":
             return 200, {"primaryKey": "key", "secondaryKey": "key"}
         if path.endswith("/workspaces/w"):
@@ -89,7 +119,8 @@ class Azure:
             return 200, self.resources[path]
         if name in ("versions", "deployments", "models"):
             listed = [r for k, r in self.resources.items() if k.rpartition("/")[0] == path]
-            return 200, {"value": [r for r in listed if not r["properties"].get("isArchived")]}
+            every = "listViewType=All" in query
+            return 200, {"value": [r for r in listed if every or not r["properties"].get("isArchived")]}
         return 404, {"error": {"code": "ResourceNotFound", "message": f"{path} not found"}}
 
     def score(self, endpoint: str, body: bytes, headers: Any) -> tuple[int, dict[str, str], bytes]:
@@ -97,6 +128,8 @@ class Azure:
             return 401, {}, b'{"error": "no key"}'
         path = next(k for k in self.resources if k.endswith(f"/onlineEndpoints/{endpoint}"))
         traffic = {k: v for k, v in self.resources[path]["properties"].get("traffic", {}).items() if v}
+        for name, share in self.resources[path]["properties"].get("mirrorTraffic", {}).items():
+            self.mirrored[name] += random.uniform(0, 100) < share
         named = headers.get("azureml-model-deployment")
         chosen = named or random.choices(list(traffic), list(traffic.values()))[0]
         answer = self._servers[f"{path}/deployments/{chosen}"].post(
@@ -108,24 +141,62 @@ class Azure:
         properties = {**body.get("properties", {}), "provisioningState": "Succeeded"}
         if "/models/" in path:  # what Azure fills in by itself
             properties.setdefault("flavors", {})
-        if "/deployments/" in path and not properties.get("scaleSettings"):
+            known = self.resources.get(path, {"properties": properties})["properties"]
+            if "modelUri" in properties and known["modelUri"] != properties["modelUri"]:
+                return 409, {"error": {"code": "Conflict", "message": "an asset's path is immutable"}}
+        if "/batchEndpoints/" in path and "/deployments/" not in path:
+            properties["scoringUri"] = f"https://localhost:{self.port}/batch/{path.rpartition('/')[2]}"
+        if "/onlineEndpoints/" in path and "/deployments/" in path and not properties.get("scaleSettings"):
             properties["scaleSettings"] = {"scaleType": "Default"}
         if "/onlineEndpoints/" in path and "/deployments/" not in path:
             properties["scoringUri"] = f"https://localhost:{self.port}/score/{path.rpartition('/')[2]}"
             traffic = properties.get("traffic") or {}
             if traffic and sum(traffic.values()) not in (0, 100):
                 return 400, {"error": {"code": "BadRequest", "message": f"traffic sums to {sum(traffic.values())}"}}
+            mirror = {name: share for name, share in (properties.get("mirrorTraffic") or {}).items() if share}
+            if len(mirror) > 1 or any(share > 50 or traffic.get(name) for name, share in mirror.items()):
+                return 400, {"error": {"code": "BadRequest", "message": f"cannot mirror {mirror}"}}
         self.resources[path] = {**body, "id": path, "name": path.rpartition("/")[2], "properties": properties}
-        if "/deployments/" in path:
+        if "/onlineEndpoints/" in path and "/deployments/" in path:
             model = self.resources[properties["model"].removeprefix("azureml:")]
-            uploaded = model["properties"]["modelUri"].partition("/paths/")[2]
             try:
-                predictor = Predictor(release_in(self._folder / "blobs" / "c" / uploaded))
+                predictor = Predictor(release_in(self._stored(model["properties"]["modelUri"])))
             except TwoPhaseError as error:
                 del self.resources[path]
                 return 400, {"error": {"code": "ResourceNotReady", "message": f"the container ended: {error}"}}
             self._servers[path] = self._stack.enter_context(serving(App(predictor)))
         return 201, self.resources[path]
+
+    def _stored(self, uri: str) -> Path:
+        return self._folder / "blobs" / "c" / uri.partition("/paths/")[2].partition("/c/")[2 if "/paths/" not in uri else 0]
+
+    def _run(self, endpoint: str, asked: Any) -> Any:
+        """A batch job of the endpoint's one deployment, run to its end."""
+        deployments = [r for k, r in self.resources.items() if f"/batchEndpoints/{endpoint}/deployments/" in k]
+        deployed = deployments[-1]["properties"]
+        (source,), (wanted,) = asked["inputData"].values(), asked["outputData"].values()
+        given, output = self._stored(source["uri"]), self._stored(wanted["uri"])
+        output.mkdir(parents=True)
+        files = sorted(map(str, given.iterdir()))
+        code = self.resources[deployed["codeConfiguration"]["codeId"].removeprefix("azureml:")]["properties"]["codeUri"]
+        model = self.resources[deployed["model"]["assetId"].removeprefix("azureml:")]["properties"]["modelUri"]
+        environment = {
+            **os.environ,
+            "AZUREML_MODEL_DIR": str(self._stored(model)),
+            "AZUREML_BI_OUTPUT_PATH": str(output),
+            "PYTHONPATH": f"{self._code(code)}:{Path(__file__).parents[2]}",
+            "TWOPHASE_PYTHON": sys.executable,
+        }
+        if self.jobs_end == "Completed":
+            subprocess.run([sys.executable, "-c", DRIVER, *files], env=environment, check=True)
+        endpoint_id = next(k for k in self.resources if k.endswith(f"/batchEndpoints/{endpoint}"))
+        path = f"{endpoint_id.partition('/batchEndpoints/')[0]}/jobs/{asked['name']}"
+        properties = {"jobType": "Pipeline", "status": self.jobs_end, "jobs": {}, "inputs": {}, "outputs": {}}
+        self.resources[path] = {"id": path, "name": asked["name"], "properties": properties}
+        return self.resources[path]
+
+    def _code(self, uri: str) -> Path:
+        return self._folder / "blobs" / urlsplit(uri).path.strip("/")
 
     def _cloud(self) -> Any:
         here = f"https://localhost:{self.port}"

@@ -2,7 +2,9 @@
 
 moto keeps the control plane's records. It has no `UpdateEndpoint` and no deletion of packages, its transform jobs do
 nothing and its endpoints answer a constant; here an endpoint's variants are running servers of the releases that their
-model packages name, fetched from S3 as SageMaker unpacks them.
+model packages name, fetched from S3 as SageMaker unpacks them. An update takes a while, during which there can be no
+other; it is undone where a container does not come up or an alarm goes off, and is guarded only where the variants keep
+their names.
 """
 
 import io
@@ -25,6 +27,7 @@ from moto.sagemakerruntime.responses import SageMakerRuntimeResponse
 from moto.server import ThreadedMotoServer
 
 from tests.serving.loopback import serving
+from twophase.errors import TwoPhaseError
 from twophase.serving.app import App
 from twophase.serving.predictor import Predictor
 from twophase.serving.source import release_in
@@ -51,12 +54,26 @@ class Containers:
         return self._running[model]
 
 
+class Cloud:
+    """What a test sees and decides of it."""
+
+    def __init__(self, containers: Containers) -> None:
+        self.containers = containers
+        self.updates: list[Any] = []
+        """The `DeploymentConfig` of every update, None where it had none."""
+        self.alarm = ""
+        """An alarm that is going off."""
+        self.busy = 0
+        """How often an endpoint still says that it is being updated."""
+
+
 @contextmanager
-def sagemaker(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a SageMaker, in boto3's environment too."""
+def sagemaker(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+    """A SageMaker, in boto3's environment too."""
     with ExitStack() as stack:
         containers = Containers(folder, stack)
-        for name, method in _methods(containers).items():
+        cloud = Cloud(containers)
+        for name, method in _methods(cloud).items():
             monkeypatch.setattr(SageMakerResponse, name, method, raising=False)
         monkeypatch.setattr(SageMakerRuntimeResponse, "invoke_endpoint", _invoke(containers))
         server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
@@ -71,20 +88,49 @@ def sagemaker(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
             "AWS_MAX_ATTEMPTS": "1",
         }.items():
             monkeypatch.setenv(name, value)
-        yield address
+        yield cloud
         httpx.post(f"{address}/moto-api/reset")
 
 
-def _methods(containers: Containers) -> dict[str, Any]:
+def _methods(cloud: Cloud) -> dict[str, Any]:
+    containers, described = cloud.containers, SageMakerResponse.describe_endpoint
+
+    def describe_endpoint(self: Any) -> Any:
+        endpoint = self.sagemaker_backend.endpoints.get(self._get_param("EndpointName"))
+        if endpoint and endpoint.endpoint_status == "Updating":
+            cloud.busy -= 1
+            if cloud.busy < 0:
+                endpoint.endpoint_status = "InService"
+        return described(self)
+
     def update_endpoint(self: Any) -> Any:
         backend, name = self.sagemaker_backend, self._get_param("EndpointName")
         if name not in backend.endpoints:
             raise AWSValidationException(f"Could not find endpoint {name}.")
-        config = backend.describe_endpoint_config(self._get_param("EndpointConfigName"))
         endpoint: FakeEndpoint = backend.endpoints[name]
-        endpoint.endpoint_config_name = config["EndpointConfigName"]
-        endpoint.production_variants = endpoint._process_production_variants(config["ProductionVariants"])
+        if endpoint.endpoint_status == "Updating":
+            raise AWSValidationException("Cannot update in-progress endpoint.")
+        config = backend.describe_endpoint_config(self._get_param("EndpointConfigName"))
+        guarded, variants = self._get_param("DeploymentConfig"), config["ProductionVariants"]
+        cloud.updates.append(guarded)
+        if guarded and {v["VariantName"] for v in variants} != {v["VariantName"] for v in endpoint.production_variants}:
+            raise AWSValidationException("The new endpoint configuration must have the same variants.")
+        endpoint.endpoint_status, cloud.busy, endpoint.failure_reason = "Updating", 1, None
+        try:
+            for variant in variants:
+                containers.of(backend, variant["ModelName"])
+        except TwoPhaseError as error:
+            endpoint.failure_reason = f"The container did not pass the ping health check: {error}"
+        if guarded and {"AlarmName": cloud.alarm} in guarded["AutoRollbackConfiguration"]["Alarms"]:
+            endpoint.failure_reason = f"Alarm {cloud.alarm} went off"
+        if not endpoint.failure_reason:
+            endpoint.endpoint_config_name = config["EndpointConfigName"]
+            endpoint.production_variants = endpoint._process_production_variants(variants)
         return ActionResult({"EndpointArn": endpoint.arn})
+
+    def stop_transform_job(self: Any) -> Any:
+        self.sagemaker_backend.transform_jobs[self._get_param("TransformJobName")].transform_job_status = "Stopped"
+        return EmptyResult()
 
     def delete_model_package(self: Any) -> Any:
         backend, name = self.sagemaker_backend, self._get_param("ModelPackageName")
@@ -115,7 +161,9 @@ def _methods(containers: Containers) -> dict[str, Any]:
         return created(self)
 
     return {
+        "describe_endpoint": describe_endpoint,
         "update_endpoint": update_endpoint,
+        "stop_transform_job": stop_transform_job,
         "delete_model_package": delete_model_package,
         "delete_model_package_group": delete_model_package_group,
         "create_transform_job": create_transform_job,

@@ -1,7 +1,9 @@
 """A release's life on SageMaker: boto3 against moto's control plane, whose endpoints are our server."""
 
+import io
 import json
 import shutil
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import boto3
 import pytest
 from moto.core.exceptions import JsonRESTError
 
-from tests.targets.sagemaker_server import sagemaker
+from tests.targets.sagemaker_server import Cloud, sagemaker
 from twophase.errors import TwoPhaseError, UsageError
 from twophase.release.manifest import read
 from twophase.serving.instances import audio_images
@@ -20,9 +22,14 @@ ROLE = "arn:aws:iam::123456789012:role/models"
 
 
 @pytest.fixture
-def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SageMaker]:
-    with sagemaker(tmp_path, monkeypatch):
-        yield SageMaker("pair", "eu-west-1", ROLE)
+def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+    with sagemaker(tmp_path, monkeypatch) as found:
+        yield found
+
+
+@pytest.fixture
+def target(cloud: Cloud) -> SageMaker:
+    return SageMaker("pair", "eu-west-1", ROLE)
 
 
 def expected(release: Path, clips: list[Path]) -> list[dict]:
@@ -62,11 +69,16 @@ def test_a_whole_life(target: SageMaker, releases: tuple[Path, ...], clips: list
         {"1": 100},
     ]
 
-    results = tmp_path / "results.jsonl"
-    assert target.batch(clips, results) == 0
+    results, broken = tmp_path / "results.jsonl", tmp_path / "broken.wav"
+    broken.write_bytes(b"no sound")
+    assert target.batch([*clips[:3], broken, tmp_path / "missing.wav", *clips[3:]], results) == 2
     lines = [json.loads(line) for line in results.read_text().splitlines()]
+    said = [str(lines.pop(3)["error"]) for _ in range(2)]
+    assert "cannot be read" in said[1]
     assert [line.pop("clip") for line in lines] == [str(clip) for clip in clips]
     assert lines == expected(first, clips)
+    left = boto3.client("s3").list_objects_v2(Bucket="sagemaker-eu-west-1-123456789012", Prefix="twophase/pair/batch/")
+    assert left["KeyCount"] == 0, "sounds do not stay in the bucket"
 
     assert target.deploy(third) == "3"
     assert target.status().shares == {"1": 0, "3": 100}, "the one before stays, older ones go"
@@ -174,3 +186,116 @@ def test_a_first_release_that_answers_wrongly_leaves_no_endpoint(
     assert (target.status().shares, set(target.status().versions)) == ({}, {"1"})
     assert target.deploy(releases[0]) == "1", "and the next attempt finds its way clear"
     assert target.status().shares == {"1": 100}
+
+
+def test_alarms_guard_a_move_of_traffic(
+    target: SageMaker, cloud: Cloud, releases: tuple[Path, ...], clips: list[Path]
+) -> None:
+    target.deploy(releases[0])
+    guarded = SageMaker("pair", "eu-west-1", ROLE, alarms="errors,latency", instances="2")
+    guarded.deploy(releases[1], percent=10)
+    coming, moving = cloud.updates
+    assert coming is None, "a variant that comes without traffic is not guarded: its name is new"
+    assert moving["AutoRollbackConfiguration"] == {"Alarms": [{"AlarmName": "errors"}, {"AlarmName": "latency"}]}
+    routing = moving["BlueGreenUpdatePolicy"]["TrafficRoutingConfiguration"]
+    assert (routing["Type"], routing["CanarySize"]["Value"]) == ("CANARY", 1)
+    assert guarded.status().shares == {"1": 90, "2": 10}
+
+    cloud.alarm = "latency"
+    with pytest.raises(TwoPhaseError, match="went back to how the endpoint was: Alarm latency went off"):
+        guarded.promote("2")
+    assert guarded.status().shares == {"1": 90, "2": 10}
+    cloud.alarm = ""
+    guarded.promote("2")
+    assert guarded.rollback() == "1"
+    assert guarded.status().shares == {"1": 100, "2": 0}
+    assert guarded.predict(clips) == expected(releases[0], clips)
+    assert len(boto3.client("sagemaker").list_endpoint_configs()["EndpointConfigs"]) == 1
+    with pytest.raises(UsageError, match="is no number of machines"):
+        SageMaker("pair", "eu-west-1", ROLE, instances="0")
+
+
+def test_a_container_that_does_not_come_up_leaves_the_endpoint(
+    target: SageMaker, releases: tuple[Path, ...], clips: list[Path]
+) -> None:
+    target.deploy(releases[0])
+    target.register(releases[1])
+    key = f"twophase/pair/{read(releases[1]).id}/model.tar.gz"
+    whole = io.BytesIO()
+    with tarfile.open(fileobj=whole, mode="w:gz") as archive:
+        archive.add(releases[1], ".")
+        info = tarfile.TarInfo("assets.extra/gate.tflite")
+        archive.addfile(info, io.BytesIO(b""))
+    boto3.client("s3").put_object(Bucket="sagemaker-eu-west-1-123456789012", Key=key, Body=whole.getvalue())
+    with pytest.raises(TwoPhaseError, match=r"went back .*gate\.tflite was changed"):
+        target.deploy(releases[1])
+    assert target.status().shares == {"1": 100}
+    assert target.predict(clips) == expected(releases[0], clips)
+
+
+def test_a_change_that_still_runs_is_waited_for(target: SageMaker, cloud: Cloud, releases: tuple[Path, ...]) -> None:
+    from moto.sagemaker.models import sagemaker_backends
+
+    target.deploy(releases[0])
+    endpoint = sagemaker_backends["123456789012"]["eu-west-1"].endpoints["pair"]
+    endpoint.endpoint_status, cloud.busy = "Updating", 2
+    assert target.deploy(releases[1]) == "2"
+    assert target.status().shares == {"1": 0, "2": 100}
+
+
+@pytest.mark.parametrize("percent", [40, 60, 100])
+def test_the_same_command_again_changes_nothing(target: SageMaker, releases: tuple[Path, ...], percent: int) -> None:
+    target.deploy(releases[0])
+    for _ in range(2):
+        target.deploy(releases[1], percent)
+        assert target.status().serving == {v: s for v, s in {"1": 100 - percent, "2": percent}.items() if s}
+    assert len(target.status().history) == 2
+
+
+def test_a_deployment_that_was_not_tidied_is_tidied_by_the_next(target: SageMaker, releases: tuple[Path, ...]) -> None:
+    target.deploy(releases[0])
+    target.deploy(releases[1])
+    target.attach(target.register(releases[2]))
+    target.shift({"3": 100})  # and here it was killed
+    assert target.deploy(releases[2]) == "3"
+    assert target.status().shares == {"2": 0, "3": 100}
+
+
+def test_jobs_by_name(target: SageMaker, releases: tuple[Path, ...], clips: list[Path], tmp_path: Path) -> None:
+    from moto.sagemaker.models import sagemaker_backends
+
+    with pytest.raises(UsageError, match="no live version"):
+        target.submit(clips)
+    target.deploy(releases[0])
+    with pytest.raises(TwoPhaseError, match="cannot be read"):
+        target.submit([tmp_path / "missing.wav"])
+    name = target.submit(clips)
+    job = sagemaker_backends["123456789012"]["eu-west-1"].transform_jobs[name]
+    job.transform_job_status = "InProgress"
+    with pytest.raises(UsageError, match="is still running"):
+        target.fetch(name, tmp_path / "out.jsonl")
+    target.cancel(name)
+    with pytest.raises(TwoPhaseError, match="is cancelled"):
+        target.fetch(name, tmp_path / "out.jsonl")
+    job.transform_job_status = "Completed"
+    assert target.fetch(name, tmp_path / "out.jsonl") == 0
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == len(clips)
+    with pytest.raises(TwoPhaseError, match="NoSuchKey"):
+        target.fetch(name, tmp_path / "out.jsonl")
+
+
+def test_an_endpoint_of_others_is_left_alone(target: SageMaker, releases: tuple[Path, ...]) -> None:
+    client = boto3.client("sagemaker")
+    client.create_model(ModelName="theirs", ExecutionRoleArn=ROLE, PrimaryContainer={"Image": "x"})
+    variant = {
+        "VariantName": "AllTraffic",
+        "ModelName": "theirs",
+        "InitialInstanceCount": 1,
+        "InstanceType": "ml.m5.large",
+    }
+    client.create_endpoint_config(EndpointConfigName="theirs", ProductionVariants=[variant])
+    client.create_endpoint(EndpointName="pair", EndpointConfigName="theirs")
+    for change in (lambda: target.deploy(releases[0]), target.delete):
+        with pytest.raises(UsageError, match=r"twophase did not make \(variant AllTraffic\)"):
+            change()
+    assert client.describe_endpoint(EndpointName="pair")["EndpointStatus"] == "InService"

@@ -42,6 +42,9 @@ def deploy(
     target: Where = LOCAL,
     model: ModelName = "two-phase",
     percent: Annotated[int, typer.Option(help="Share of the traffic; less than 100 is a canary.")] = 100,
+    mirror: Annotated[
+        bool, typer.Option("--mirror", help="Copy that share to it, and let nobody have its answers (azureml).")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and change nothing.")] = False,
     setting: Settings = None,
     project: Project = LOCAL,
@@ -54,8 +57,8 @@ def deploy(
 
     Run it again after a failure: what is done already is left as it is.
     """
-    place = _place(target, model, setting, (project, region, api_endpoint), home)
-    version = place.deploy(release, percent, dry_run, lambda words: typer.echo(words, err=True))
+    place = place_of(target, model, setting, (project, region, api_endpoint), home)
+    version = place.deploy(release, percent, mirror, dry_run, lambda words: typer.echo(words, err=True))
     if as_json:
         print_json({"target": target, "model": model, "version": version, "dry_run": dry_run})
     elif not dry_run:
@@ -74,7 +77,7 @@ def destroy(
     home: Home = None,
 ) -> None:
     """Remove a model from a place: its endpoint, all its versions, and what was uploaded."""
-    place = _place(target, model, setting, (project, region, api_endpoint), home)
+    place = place_of(target, model, setting, (project, region, api_endpoint), home)
     if not yes:
         typer.confirm(f"Remove {model} and all its versions from {target}?", abort=True)
     place.delete()
@@ -96,10 +99,10 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Ask a deployed pair about clips: a few at once, hundreds by a batch job."""
-    place = _place(target, model, setting, (project, region, api_endpoint), home)
+    place = place_of(target, model, setting, (project, region, api_endpoint), home)
     if len(clips) >= batch_from:
         output = to or Path("predictions.jsonl")
-        failed = place.batch(clips, output)
+        failed = place.batch(clips, output, lambda words: typer.echo(words, err=True))
         typer.echo(f"{len(clips)} clips, {failed} of them not answered: {output}")
         return
     predictions = place.predict(clips)
@@ -124,12 +127,14 @@ def target_status(
     as_json: AsJson = False,
 ) -> None:
     """Versions, traffic, and who was live when. Exit code 1 when the endpoint is in a failed state."""
-    found = _place(target, model, setting, (project, region, api_endpoint), home).status()
+    found = place_of(target, model, setting, (project, region, api_endpoint), home).status()
     if as_json:
         print_json(found.to_json())
     else:
         for version, release in found.versions.items():
             share = f"{found.shares[version]}%" if version in found.shares else ""
+            if copied := found.mirrored.get(version):
+                share += f" (and a copy of {copied}%)"
             typer.echo(f"{version:>4}  {release}  {share}")
         typer.echo(found.failure or ("in service" if found.shares else "nothing is deployed"))
     if found.failure:
@@ -148,7 +153,7 @@ def target_promote(
     home: Home = None,
 ) -> None:
     """Give a version all traffic."""
-    _place(target, model, setting, (project, region, api_endpoint), home).promote(version)
+    place_of(target, model, setting, (project, region, api_endpoint), home).promote(version)
     typer.echo(f"{model}: version {version} has all traffic at {target}")
 
 
@@ -163,13 +168,14 @@ def target_rollback(
     home: Home = None,
 ) -> None:
     """Give all traffic to the version that had it before, which ends a canary too."""
-    version = _place(target, model, setting, (project, region, api_endpoint), home).rollback()
+    version = place_of(target, model, setting, (project, region, api_endpoint), home).rollback()
     typer.echo(f"{model}: version {version} has all traffic at {target}")
 
 
-def _place(
+def place_of(
     target: str, model: str, given: list[str] | None, vertex: tuple[str, str, str], home: Path | None
 ) -> "Target":
+    """A name at a place; `vertex` is project, region and API endpoint, of which local and vertex make something."""
     from twophase.targets.places import place
 
     settings = {}

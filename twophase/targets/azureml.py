@@ -2,61 +2,40 @@
 
     model NAME, version 3       the release, uploaded to the workspace's store; its tags say which
     environment twophase-server the server image with its routes; a version for each image
-    online endpoint NAME        traffic and, in its tags, the history: one update changes both
+    online endpoint NAME        traffic, mirrored traffic and, in its tags, the history: one update changes all
     deployment version-3        version 3 as it runs
 
 A deployment without traffic is asked by its name, so the golden windows are replayed before anybody is sent there.
-Azure's batch endpoints run scripts on a cluster of their own; here a batch goes to the online endpoint, request by
-request. Models are archived rather than deleted, as Azure's own tools do.
+Models are archived rather than deleted, as Azure's own tools do: an archived version keeps its number, and is restored
+when its release is registered again. Batch jobs are `twophase.targets.azureml_jobs`.
 """
 
 import functools
-import re
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import httpx
 import orjson
-import pybase64
 
 from twophase.errors import TwoPhaseError, UsageError
 from twophase.files import JSON, digest
 from twophase.release.manifest import read
+from twophase.targets.azureml_errors import in_words
+from twophase.targets.azureml_jobs import CORES, MACHINE, AzureMLJobs, deployment
 from twophase.targets.requests import Limits, body
-from twophase.targets.target import SERVER_IMAGE, Status, Target, words_of
+from twophase.targets.target import SERVER_IMAGE, Status, words_of
 from twophase.targets.traffic import history, recorded
 
 DEPLOYMENTS = 20
 """Most that Azure lets a managed online endpoint have."""
-MACHINE = "Standard_DS3_v2"
-_PORT, _DEPLOYMENT = 8080, "version-"
-_Method = TypeVar("_Method", bound=Callable[..., Any])
+MOST_MIRRORED = 50
+"""Per cent of the traffic that Azure copies at most."""
+_PORT = 8080
 
 
-def _in_words(method: _Method) -> _Method:
-    """Turn the SDK's errors into one message with what to do."""
-
-    @functools.wraps(method)
-    def spoken(self: "AzureML", *args: Any, **kwargs: Any) -> Any:
-        from azure.ai.ml.exceptions import MlException
-        from azure.core.exceptions import AzureError, ClientAuthenticationError
-
-        try:
-            return method(self, *args, **kwargs)
-        except ClientAuthenticationError as error:
-            raise TwoPhaseError(
-                f"Azure ML: {_said(error)}; sign in again (`az login`) and run the same command: what is done is kept"
-            ) from error
-        except (AzureError, MlException) as error:
-            raise TwoPhaseError(
-                f"Azure ML: {_said(error)}; see what it says and run the same command: what is done is kept"
-            ) from error
-
-    return cast(_Method, spoken)
-
-
-class AzureML(Target):
+class AzureML(AzureMLJobs):
     """One name in one workspace."""
 
     limits = Limits("Azure ML's online endpoint", 1_500_000, 180)
@@ -76,23 +55,27 @@ class AzureML(Target):
 
         super().__init__(model)
         self._image, self._http = image, httpx.Client(timeout=self.limits.seconds)
-        found = credential or DefaultAzureCredential()
-        self._ml = MLClient(found, subscription, resource_group, workspace, enable_telemetry=False, show_progress=False)
+        self._credential = credential or DefaultAzureCredential()
+        self._ml = MLClient(
+            self._credential, subscription, resource_group, workspace, enable_telemetry=False, show_progress=False
+        )
 
-    @_in_words
+    @in_words
     def version_of(self, release_id: str) -> str | None:
         """The version of the model that carries the release as its tag."""
         return next((version for version, release in self._versions().items() if release == release_id), None)
 
-    @_in_words
+    @in_words
     def register(self, release: Path) -> str:
-        """Upload the folder and count it as the model's next version."""
+        """Upload the folder and count it as the model's next version, or restore the version that it was."""
+        from azure.ai.ml.constants import ListViewType
         from azure.ai.ml.entities import Model
 
         manifest = read(release)
-        versions = self._versions()
+        versions = self._versions(ListViewType.ALL)
         for version, known in versions.items():
             if known == manifest.id:
+                self._ml.models.restore(self.model, version)
                 return version
         made = self._ml.models.create_or_update(
             Model(
@@ -105,7 +88,13 @@ class AzureML(Target):
         )
         return str(made.version)
 
-    @_in_words
+    @in_words
+    def settle(self) -> None:
+        """Azure refuses to change an endpoint that is changing."""
+        if self._endpoint() is not None:
+            _settled(self._endpoint)
+
+    @in_words
     def attach(self, version: str) -> None:
         """Make the endpoint if need be, and a deployment; Azure gives it no traffic by itself."""
         from azure.ai.ml.entities import (
@@ -124,14 +113,16 @@ class AzureML(Target):
             ).result()
         deployed = self._deployed()
         if version in deployed:
-            return
-        if len(deployed) == DEPLOYMENTS:
+            state = _settled(lambda: self._ml.online_deployments.get(deployment(version), self.model))
+            if state == "Succeeded":
+                return
+        if version not in deployed and len(deployed) == DEPLOYMENTS:
             raise TwoPhaseError(f"{self.model}: has {DEPLOYMENTS} deployments, Azure's limit; promote one first")
         routes = {"liveness_route": "/healthz", "readiness_route": "/healthz", "scoring_route": "/score"}
         probe = ProbeSettings(initial_delay=5, period=5, timeout=2, failure_threshold=30)
         self._ml.online_deployments.begin_create_or_update(
             ManagedOnlineDeployment(
-                name=_named(version),
+                name=deployment(version),
                 endpoint_name=self.model,
                 model=f"azureml:{self.model}:{version}",
                 environment=Environment(
@@ -144,40 +135,64 @@ class AzureML(Target):
                 instance_count=1,
                 liveness_probe=probe,
                 readiness_probe=probe,
-                request_settings=OnlineRequestSettings(request_timeout_ms=1000 * 60),
+                request_settings=OnlineRequestSettings(  # Azure's defaults are 5 s, and one request at a time
+                    request_timeout_ms=1000 * self.limits.seconds, max_concurrent_requests_per_instance=8 * CORES
+                ),
             )
         ).result()
 
-    @_in_words
+    @in_words
     def detach(self, version: str) -> None:
         """Delete the deployment; Azure refuses one that has traffic. The last one takes the endpoint with it."""
         if self._endpoint() is None:
             return
+        endpoint = self._endpoint()
+        if deployment(version) in (endpoint.mirror_traffic or {}):
+            endpoint.mirror_traffic = {}
+            self._ml.online_endpoints.begin_create_or_update(endpoint).result()
         if version in self._deployed():
-            self._ml.online_deployments.begin_delete(_named(version), self.model).result()
+            self._ml.online_deployments.begin_delete(deployment(version), self.model).result()
+        self._remove_batch(version)
         if not self._deployed():
             self._remove_endpoint()
 
-    @_in_words
+    @in_words
     def shift(self, shares: Mapping[str, int]) -> None:
         """One update of the endpoint, traffic and history together."""
         endpoint, deployed = self._endpoint(), self._deployed()
         if endpoint is None or shares.keys() - deployed or sum(shares.values()) != 100:
             raise UsageError(f"{words_of(shares)}: shares are per cent of what is deployed, and sum to 100")
-        was = {name.removeprefix(_DEPLOYMENT): share for name, share in (endpoint.traffic or {}).items() if share}
-        endpoint.traffic = {_named(version): shares.get(version, 0) for version in sorted(deployed, key=int)}
+        was = {name.removeprefix(deployment("")): share for name, share in (endpoint.traffic or {}).items() if share}
+        endpoint.traffic = {deployment(version): shares.get(version, 0) for version in sorted(deployed, key=int)}
+        endpoint.mirror_traffic = {
+            name: share for name, share in (endpoint.mirror_traffic or {}).items() if not endpoint.traffic.get(name)
+        }
         others = {key: value for key, value in (endpoint.tags or {}).items() if value is not None}
         endpoint.tags = recorded(others, was, shares)
         self._ml.online_endpoints.begin_create_or_update(endpoint).result()
 
-    @_in_words
+    def refuse_split(self, percent: int, mirror: bool) -> None:
+        """Azure copies at most half of the traffic."""
+        if mirror and percent > MOST_MIRRORED:
+            raise UsageError(f"{percent}: Azure ML copies at most {MOST_MIRRORED}% of the traffic; give --percent 10")
+
+    @in_words
+    def mirror(self, version: str, percent: int) -> None:
+        """One update of the endpoint; a deployment cannot have live and copied requests."""
+        endpoint = self._endpoint()
+        if (endpoint.traffic or {}).get(deployment(version)):
+            raise UsageError(f"{self.model}: version {version} has traffic of its own, which cannot be copied to it")
+        endpoint.mirror_traffic = {deployment(version): percent}
+        self._ml.online_endpoints.begin_create_or_update(endpoint).result()
+
+    @in_words
     def ask(self, clips: list[bytes], version: str = "") -> list[JSON]:
         """The scoring route; a version is asked as its deployment.
 
         Not by the SDK's `invoke`: it keeps the deployment that was named once for every later call of the process.
         """
         url, key = self._scoring
-        named = {"azureml-model-deployment": _named(version)} if version else {}
+        named = {"azureml-model-deployment": deployment(version)} if version else {}
         headers = {"authorization": f"Bearer {key}", "content-type": "application/json", **named}
         try:
             answer = self._http.post(url, content=orjson.dumps(body(clips)), headers=headers)
@@ -187,31 +202,27 @@ class AzureML(Target):
             raise TwoPhaseError(f"{url}: refused with {answer.status_code}: {answer.text[:300]}")
         return list(answer.json()["predictions"])
 
-    def ask_batch(self, instances: Path) -> Iterator[JSON]:
-        """One request a line, so that a refused one costs no other."""
-        with instances.open("rb") as lines:
-            for line in lines:
-                try:
-                    yield from self.ask([pybase64.b64decode(orjson.loads(line)["audio_bytes"]["b64"])])
-                except TwoPhaseError as error:
-                    yield {"error": {"message": str(error)}}
-
-    @_in_words
+    @in_words
     def status(self) -> Status:
         """What the registry, the endpoint, its deployments and its tags say."""
         versions, endpoint = self._versions(), self._endpoint()
         if endpoint is None:
             return Status(versions)
         traffic = endpoint.traffic or {}
-        shares = {version: int(traffic.get(_named(version), 0)) for version in sorted(self._deployed(), key=int)}
+        shares = {version: int(traffic.get(deployment(version), 0)) for version in sorted(self._deployed(), key=int)}
+        mirrored = {
+            name.removeprefix(deployment("")): share for name, share in (endpoint.mirror_traffic or {}).items() if share
+        }
         failure = "its provisioning failed" if endpoint.provisioning_state == "Failed" else ""
-        return Status(versions, shares, history(endpoint.tags or {}), failure)
+        return Status(versions, shares, history(endpoint.tags or {}), mirrored, failure)
 
-    @_in_words
+    @in_words
     def delete(self) -> None:
-        """Delete the endpoint with its deployments, and archive the model's versions."""
+        """Delete both endpoints with their deployments, and archive the model's versions."""
         if self._endpoint() is not None:
+            self._deployed()  # refuses an endpoint that is not ours
             self._remove_endpoint()
+        self._remove_batch()
         for version in self._versions():
             self._ml.models.archive(self.model, version)
 
@@ -227,34 +238,45 @@ class AzureML(Target):
             raise UsageError(f"{self.model}: is not deployed; deploy a release first")
         return str(endpoint.scoring_uri), str(self._ml.online_endpoints.get_keys(self.model).primary_key)
 
-    def _versions(self) -> dict[str, str]:
+    def _versions(self, view: Any = None) -> dict[str, str]:
+        """The release of every version, oldest first; by default of those that are not archived."""
         from azure.core.exceptions import ResourceNotFoundError
 
+        how = {"list_view_type": view} if view else {}
         try:
-            found = {str(m.version): (m.tags or {}).get("release", "") for m in self._ml.models.list(name=self.model)}
+            models = [m for m in self._ml.models.list(name=self.model, **how) if str(m.version).isdecimal()]
         except ResourceNotFoundError:
             return {}
+        found = {str(m.version): (m.tags or {}).get("release", "") for m in models}
         return {version: found[version] for version in sorted(found, key=int)}
 
     def _endpoint(self) -> Any:
+        return self._absent(self._ml.online_endpoints.get, self.model)
+
+    def _absent(self, get: Any, *named: str) -> Any:
         from azure.core.exceptions import ResourceNotFoundError
 
         try:
-            return self._ml.online_endpoints.get(self.model)
+            return get(*named)
         except ResourceNotFoundError:
             return None
 
     def _deployed(self) -> set[str]:
-        return {
-            str(deployment.name).removeprefix(_DEPLOYMENT)
-            for deployment in self._ml.online_deployments.list(self.model)
-        }
+        """Versions that have a deployment, whether it runs or not. Raises `UsageError` where others are there too."""
+        names = [str(found.name) for found in self._ml.online_deployments.list(self.model)]
+        foreign = [name for name in names if not name.removeprefix(deployment("")).isdecimal()]
+        if foreign:
+            raise UsageError(
+                f"{self.model}: is an endpoint that twophase did not make (deployment {foreign[0]}); give another "
+                "--model"
+            )
+        return {name.removeprefix(deployment("")) for name in names}
 
 
-def _named(version: str) -> str:
-    return f"{_DEPLOYMENT}{version}"  # Azure takes names of 3 to 32 characters
-
-
-def _said(error: Exception) -> str:
-    """What the SDK says, without its colours and its layout."""
-    return " ".join(re.sub(r"\x1b\[\d+m", "", str(error)).split())[:400] or type(error).__name__
+def _settled(get: Callable[[], Any]) -> str:
+    """How the last change of a resource ended, which another process may have begun."""
+    wait_s = 0.5
+    while (state := str(get().provisioning_state)) in ("Creating", "Updating", "Scaling", "Deleting"):
+        time.sleep(wait_s)
+        wait_s = min(2 * wait_s, 15.0)
+    return state

@@ -1,19 +1,23 @@
-"""Releases on KServe, as one InferenceService in serverless mode, through the Kubernetes client.
+"""Releases on KServe, as one InferenceService, through the Kubernetes client.
 
-    STORE/NAME/<release>/           the release; STORE is s3://, gs://, az:// and what the cluster can read
+    STORE/NAME/<release>/           the release; STORE is an address that both this machine and the cluster read
     config map NAME-versions        "3": the release of version 3, counted up
     InferenceService NAME           annotations: the version of each of its two revisions, and the history
 
 KServe knows two revisions: the newest, and the last that had all the traffic. `canaryTrafficPercent` is the newest's
 share; 0 pins the other. So a version is deployed as the newest with 0, and going back to one that is no longer there
-starts it again. Tagged routes ask the newest without traffic. Raw deployments cannot split traffic, so
-serverless mode is asked for.
+starts it again. Tagged routes ask the newest without traffic.
+
+That is serverless mode. Where the cluster's default, or the service that is there, is raw
+(`twophase.targets.kserve_raw`), a share of the traffic is refused: a deployment replaces the pods, and one that fails
+puts the release before back.
 """
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar, cast
 
 import httpx
@@ -22,10 +26,12 @@ import orjson
 from twophase.errors import TwoPhaseError, UsageError
 from twophase.files import JSON
 from twophase.release.manifest import read
-from twophase.targets.requests import Limits, body
+from twophase.targets.jobs import CLIPS, write_answers, write_instances
+from twophase.targets.kserve_raw import MODE, RAW, mode_of, replaced, stuck
+from twophase.targets.requests import Limits, body, requests
 from twophase.targets.store import Store
 from twophase.targets.target import SERVER_IMAGE, Status, Target, words_of
-from twophase.targets.traffic import history, recorded
+from twophase.targets.traffic import before, history, recorded
 
 GROUP, VERSION, PLURAL = "serving.kserve.io", "v1beta1", "inferenceservices"
 _OURS = "twophase.dev/"
@@ -84,7 +90,11 @@ class KServe(Target):
             except ConfigException as error:
                 raise TwoPhaseError(f"there is no cluster to talk to: {error}; name one in KUBECONFIG") from None
         api = client.ApiClient(settings)
-        self._services, self._maps = client.CustomObjectsApi(api), client.CoreV1Api(api)
+        self._services, self._maps, self._apps = (
+            client.CustomObjectsApi(api),
+            client.CoreV1Api(api),
+            client.AppsV1Api(api),
+        )
         self._namespace, self._image, self._http = namespace, image, httpx.Client(timeout=self.limits.seconds)
         self._store = Store(f"{store.rstrip('/')}/{model}")
 
@@ -111,8 +121,19 @@ class KServe(Target):
         return version
 
     @_in_words
+    def refuse_split(self, percent: int, mirror: bool) -> None:
+        """Raw mode has no revisions to split traffic between."""
+        super().refuse_split(percent, mirror)
+        if self._raw():
+            raise UsageError(
+                f"{self.model}: is in KServe's raw mode, which cannot split traffic; give --percent 100, and pods are "
+                "replaced one by one as new ones reproduce their golden windows, the release before coming back where "
+                "they do not"
+            )
+
+    @_in_words
     def attach(self, version: str) -> None:
-        """Make a version the newest revision, pinned to no traffic where there is another."""
+        """Make a version the newest revision, pinned to no traffic where there is another; in raw mode the only one."""
         release = self._versions().get(version)
         if release is None:
             raise UsageError(f"{version}: is no version of {self.model}")
@@ -121,8 +142,12 @@ class KServe(Target):
             body = self._written(version, release, None, {_NEWEST: version})
             body["metadata"]["annotations"] |= _keyed(recorded({}, {version: 100}))
             self._services.create_namespaced_custom_object(GROUP, VERSION, self._namespace, PLURAL, body)
-        elif found["metadata"]["annotations"].get(_NEWEST) != version:
-            shares = _shares(found)
+        elif version in (shares := _shares(found)):
+            if found["metadata"]["annotations"][_NEWEST] != version:
+                return
+        elif self._raw():
+            self._replace(found, version)
+        else:
             if len(shares) > 1 and shares[found["metadata"]["annotations"][_NEWEST]]:
                 raise TwoPhaseError(
                     f"{self.model}: is between two versions ({words_of(shares)}), as many as KServe routes to; promote "
@@ -140,8 +165,13 @@ class KServe(Target):
             return
         shares = _shares(found)
         live = next((v for v, share in shares.items() if share and v != version), None)
+        if self._raw():
+            live = before(history(_unkeyed(found["metadata"]["annotations"])), version)
         if live is None:
             self._services.delete_namespaced_custom_object(GROUP, VERSION, self._namespace, PLURAL, self.model)
+        elif self._raw():
+            self._replace(found, live)
+            self._wait()
         elif shares[version]:
             raise TwoPhaseError(f"{self.model}: version {version} has {shares[version]}% of the traffic; move it first")
         else:
@@ -155,13 +185,14 @@ class KServe(Target):
         was = _shares(found) if found else {}
         if found is None or shares.keys() - was.keys() or sum(shares.values()) != 100:
             raise UsageError(f"{words_of(shares)}: shares are per cent of what is deployed, and sum to 100")
+        if self._raw():
+            return  # the only version there is has all of it
         annotations = found["metadata"]["annotations"]
         newest = annotations[_NEWEST]
         tags = recorded(_unkeyed(annotations), {v: s for v, s in was.items() if s}, shares)
         wanted: JSON = {"spec": {"predictor": {"canaryTrafficPercent": shares.get(newest, 0)}}}
         rolled_out = {_ROLLED_OUT: newest} if shares.get(newest) == 100 else {}
-        gone = dict.fromkeys(_keyed(_unkeyed(annotations)).keys() - _keyed(tags).keys())
-        self._patch({"metadata": {"annotations": {**gone, **_keyed(tags), **rolled_out}}, **wanted})
+        self._patch({"metadata": {"annotations": {**_changed(annotations, tags), **rolled_out}}, **wanted})
         self._wait()
 
     @_in_words
@@ -171,17 +202,13 @@ class KServe(Target):
         return list(self._post(url, orjson.dumps(body(clips)), "application/json").json()["predictions"])
 
     @_in_words
-    def ask_batch(self, instances: Path) -> Iterator[JSON]:
-        """KServe has no batch jobs: the lines go in requests of a megabyte, one after the other."""
-        url, group, size = f"{self._url('')}/invocations", list[bytes](), 0
-        with instances.open("rb") as lines:
-            for line in lines:
-                if group and size + len(line) > 1_000_000:
-                    yield from self._answered(url, group)
-                    group, size = [], 0
-                group.append(line)
-                size += len(line)
-        yield from self._answered(url, group)
+    def batch(self, clips: Sequence[Path], output: Path, say: Callable[[str], None] = lambda words: None) -> int:
+        """KServe has no batch jobs: the clips go in requests of JSON lines, where a bad one costs no other."""
+        with TemporaryDirectory() as folder:
+            write_instances(clips, self.limits, Path(folder))
+            told = (Path(folder) / CLIPS).read_bytes()
+        good = [Path(line["clip"]) for line in map(orjson.loads, told.splitlines()) if "error" not in line]
+        return write_answers(told, self._answered(good), output)
 
     @_in_words
     def status(self) -> Status:
@@ -193,7 +220,7 @@ class KServe(Target):
         ready = _condition(found)
         if ready.get("status") == "False" and len(shares) == 1:  # of two, the other one answers
             failure = ready.get("message") or ready.get("reason") or "it is not ready"
-        return Status(self._versions(), shares, history(_unkeyed(found["metadata"]["annotations"])), failure)
+        return Status(self._versions(), shares, history(_unkeyed(found["metadata"]["annotations"])), failure=failure)
 
     @_in_words
     def delete(self) -> None:
@@ -223,15 +250,27 @@ class KServe(Target):
         from kubernetes.client.exceptions import ApiException
 
         try:
-            return self._services.get_namespaced_custom_object(GROUP, VERSION, self._namespace, PLURAL, self.model)
+            found = self._services.get_namespaced_custom_object(GROUP, VERSION, self._namespace, PLURAL, self.model)
         except ApiException as error:
             if error.status != 404:
                 raise
             return None
+        if _NEWEST not in found["metadata"].get("annotations", {}):
+            raise UsageError(f"{self.model}: is an InferenceService that twophase did not make; give another --model")
+        return cast(JSON, found)
 
     def _patch(self, change: JSON) -> None:
         # a merge patch, by which null removes a field
         self._services.patch_namespaced_custom_object(GROUP, VERSION, self._namespace, PLURAL, self.model, change)
+
+    def _raw(self) -> bool:
+        return mode_of(self._service(), self._maps) == RAW
+
+    def _replace(self, found: JSON, version: str) -> None:
+        """Have the pods of a raw deployment be of another version, and add that to the history."""
+        annotations = found["metadata"]["annotations"]
+        tags = _changed(annotations, recorded(_unkeyed(annotations), _shares(found), {version: 100}))
+        self._patch(self._written(version, self._versions()[version], None, {_NEWEST: version, **tags}))
 
     def _written(self, version: str, release: str, canary: int | None, annotations: JSON) -> JSON:
         container = {
@@ -249,7 +288,7 @@ class KServe(Target):
                 "name": self.model,
                 "namespace": self._namespace,
                 "annotations": {
-                    "serving.kserve.io/deploymentMode": "Serverless",
+                    MODE: mode_of(self._service(), self._maps),
                     "serving.kserve.io/enable-tag-routing": "true",
                     **annotations,
                 },
@@ -271,7 +310,13 @@ class KServe(Target):
             status = found.get("status", {})
             if status.get("observedGeneration") == found.get("metadata", {}).get("generation"):
                 newest = status.get("components", {}).get("predictor", {})
-                if _condition(found).get("status") == "True" and newest.get("latestCreatedRevision") == newest.get(
+                if mode_of(found, self._maps) == RAW:
+                    pods = self._apps.read_namespaced_deployment(f"{self.model}-predictor", self._namespace)
+                    if replaced(pods):
+                        return
+                    if why := stuck(pods):
+                        raise TwoPhaseError(f"{self.model}: its new pods do not come up: {why}")
+                elif _condition(found).get("status") == "True" and newest.get("latestCreatedRevision") == newest.get(
                     "latestReadyRevision"
                 ):
                     return
@@ -296,10 +341,11 @@ class KServe(Target):
             raise TwoPhaseError(f"{self.model}: the cluster gives version {version} no route of its own")
         return str(url or found["status"]["url"])
 
-    def _answered(self, url: str, lines: list[bytes]) -> Iterator[JSON]:
-        if lines:
-            answer = self._post(url, b"".join(lines), "application/jsonlines")
-            yield from map(orjson.loads, answer.content.splitlines())
+    def _answered(self, clips: list[Path]) -> Iterator[JSON]:
+        url = f"{self._url('')}/invocations"
+        for group in requests(clips, self.limits):
+            lines = [orjson.dumps(instance, option=orjson.OPT_APPEND_NEWLINE) for instance in body(group)["instances"]]
+            yield from map(orjson.loads, self._post(url, b"".join(lines), "application/jsonlines").content.splitlines())
 
     def _post(self, url: str, data: bytes, content_type: str) -> httpx.Response:
         try:
@@ -328,6 +374,12 @@ def _shares(service: JSON) -> dict[str, int]:
 
 def _keyed(labels: Mapping[str, str]) -> dict[str, str]:
     return {f"{_OURS}{key}": value for key, value in labels.items()}
+
+
+def _changed(annotations: Mapping[str, str], tags: Mapping[str, str]) -> dict[str, str | None]:
+    """A merge patch of the annotations that makes the history these tags."""
+    gone = dict.fromkeys(_keyed(_unkeyed(annotations)).keys() - _keyed(tags).keys())
+    return {**gone, **_keyed(tags)}
 
 
 def _unkeyed(annotations: Mapping[str, str]) -> dict[str, str]:

@@ -2,16 +2,17 @@
 
     model NAME                  its versions are the releases, told apart by the label `release`
     endpoint NAME               traffic and history, as `twophase.targets.traffic` moves them
-    gs://PROJECT-twophase-staging/batch/...   inputs and results of batch jobs, removed once they are read
+    gs://PROJECT-twophase-staging/batch/NAME-<12 hex>/   a batch job's folder (`twophase.targets.jobs`)
 
 An endpoint of Vertex AI cannot be asked for one of its versions. So a newcomer gets a small share before its golden
 windows are replayed, and is asked until it has answered.
 """
 
+import functools
 import secrets
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import httpx
@@ -20,16 +21,18 @@ import orjson
 from twophase.errors import TwoPhaseError, UsageError
 from twophase.files import JSON
 from twophase.release.manifest import read
+from twophase.targets.jobs import CANCELLED, CLIPS, FAILED, INSTANCES, NO_ANSWER, RUNNING, SUCCEEDED, Job, Jobs
 from twophase.targets.requests import body
 from twophase.targets.rest import LIMITS, Vertex
-from twophase.targets.target import SERVER_IMAGE, Status, Target
+from twophase.targets.target import SERVER_IMAGE, Status
 from twophase.targets.traffic import MACHINE, Traffic, history
 
 CANARY_PERCENT = 10
 _TRIES = 300  # at 10 % of the traffic a canary is missed this often once in 10^13 deployments
+_STATES = {"SUCCEEDED": SUCCEEDED, "FAILED": FAILED, "EXPIRED": FAILED, "CANCELLED": CANCELLED}
 
 
-class VertexAI(Target):
+class VertexAI(Jobs):
     """One name in one project and region."""
 
     limits = LIMITS
@@ -43,7 +46,7 @@ class VertexAI(Target):
         super().__init__(model)
         self._place, self._image = (project, region, api_endpoint), image
         self._vertex = Vertex(*self._place)
-        self._bucket = f"{project}-twophase-staging"
+        self._bucket_name = f"{project}-twophase-staging"
 
     def version_of(self, release_id: str) -> str | None:
         """The version that carries the release as its label."""
@@ -114,53 +117,73 @@ class VertexAI(Target):
                 return list(answer["predictions"])
         raise TwoPhaseError(f"{self.model}: version {version} answered none of {_TRIES} requests")
 
-    def ask_batch(self, instances: Path) -> Iterator[JSON]:
-        """A batch prediction job; Vertex AI's results come in any order, so each line carries a key."""
-        folder = f"batch/{self.model}-{secrets.token_hex(6)}"
-        with instances.open("rb") as lines:
-            keyed = b"".join(
-                orjson.dumps({"key": str(i)} | orjson.loads(line), option=orjson.OPT_APPEND_NEWLINE)
-                for i, line in enumerate(lines)
-            )
-        bucket = _Bucket(self._vertex, self._bucket, self._place[0])
-        bucket.put(f"{folder}/in.jsonl", keyed)
-        try:
-            answers: dict[int, JSON] = {}
-            for line in self._job(f"gs://{self._bucket}/{folder}", bucket):
-                result = orjson.loads(line)
-                answers[int(result["key"])] = result.get("prediction") or {"error": result.get("error", result)}
-            missing: JSON = {"error": {"message": "the job gave no answer to it"}}
-            yield from (answers.get(i, missing) for i in range(keyed.count(b"\n")))
-        finally:
-            bucket.clear(folder)
-
-    def _job(self, folder: str, bucket: "_Bucket") -> Iterator[bytes]:
-        """Run a job over `FOLDER/in.jsonl`, and read the lines of all its results."""
-        model = self._vertex.model(self.model)["name"].partition("@")[0]
+    def start(self, folder: Path) -> str:
+        """A batch prediction job; its results come in any order, so each line carries its number as the key."""
         live = self._status().live
+        if live is None:
+            raise UsageError(f"{self.model}: has no live version; deploy one first")
+        name = f"batch/{self.model}-{secrets.token_hex(6)}"
+        keyed = folder / "keyed.jsonl"
+        with (folder / INSTANCES).open("rb") as lines, keyed.open("wb") as file:
+            for i, line in enumerate(lines):
+                file.write(orjson.dumps({"key": str(i)} | orjson.loads(line), option=orjson.OPT_APPEND_NEWLINE))
+        self._bucket.put(f"{name}/{CLIPS}", folder / CLIPS)
+        self._bucket.put(f"{name}/{INSTANCES}", keyed)
+        uri = f"gs://{self._bucket_name}/{name}"
+        model = self._vertex.model(self.model)["name"].partition("@")[0]
         resources = {"machineSpec": {"machineType": MACHINE}, "startingReplicaCount": 1, "maxReplicaCount": 1}
         job = self._vertex.post(
             f"{self._vertex.parent}/batchPredictionJobs",
             {
                 "displayName": self.model,
-                "model": f"{model}@{live or 'default'}",
-                "inputConfig": {"instancesFormat": "jsonl", "gcsSource": {"uris": [f"{folder}/in.jsonl"]}},
-                "outputConfig": {"predictionsFormat": "jsonl", "gcsDestination": {"outputUriPrefix": f"{folder}/out"}},
+                "model": f"{model}@{live}",
+                "inputConfig": {"instancesFormat": "jsonl", "gcsSource": {"uris": [f"{uri}/{INSTANCES}"]}},
+                "outputConfig": {"predictionsFormat": "jsonl", "gcsDestination": {"outputUriPrefix": f"{uri}/out"}},
                 "instanceConfig": {"keyField": "key"},
                 "dedicatedResources": resources,
             },
         )
-        wait_s = 0.1
-        while not job["state"].endswith(("SUCCEEDED", "FAILED", "CANCELLED", "EXPIRED")):
-            time.sleep(wait_s)
-            wait_s = min(2 * wait_s, 15.0)
-            job = self._vertex.get(job["name"])
-        if not job["state"].endswith("SUCCEEDED"):
-            why = job.get("error", {}).get("message", "no reason given")
-            raise TwoPhaseError(f"{job['name']}: ended as {job['state']}: {why}")
-        directory = job["outputInfo"]["gcsOutputDirectory"].removeprefix(f"gs://{self._bucket}/")
-        for name in bucket.names(directory):
-            yield from bucket.get(name).splitlines()
+        return str(job["name"])
+
+    def job(self, name: str) -> Job:
+        """Its state in one of four words."""
+        found = self._vertex.get(self._job_name(name))
+        state = _STATES.get(found["state"].removeprefix("JOB_STATE_"), RUNNING)
+        return Job(found["name"], state, found.get("error", {}).get("message", ""))
+
+    def cancel(self, name: str) -> None:
+        """What was answered so far stays in its folder."""
+        self._vertex.post(f"{self._job_name(name)}:cancel", {})
+
+    def told(self, name: str) -> bytes:
+        """What was uploaded beside the instances."""
+        return self._bucket.get(f"{self._folder(name)}/{CLIPS}")
+
+    def answers(self, name: str) -> Iterator[JSON]:
+        """The lines of all its results, those of refused instances too, by their keys."""
+        job = self._vertex.get(self._job_name(name))
+        directory = job["outputInfo"]["gcsOutputDirectory"].removeprefix(f"gs://{self._bucket_name}/")
+        found: dict[int, JSON] = {}
+        for file in self._bucket.names(directory):
+            for line in self._bucket.get(file).splitlines():
+                result = orjson.loads(line)
+                if "key" in result:
+                    found[int(result["key"])] = result.get("prediction") or {"error": result.get("error", result)}
+        return (found.get(i, NO_ANSWER) for i in range(1 + max(found, default=-1)))
+
+    def forget(self, name: str) -> None:
+        """Remove what the job read and wrote."""
+        self._bucket.clear(f"{self._folder(name)}/")
+
+    def _folder(self, name: str) -> str:
+        (source,) = self._vertex.get(self._job_name(name))["inputConfig"]["gcsSource"]["uris"]
+        folder, _, file = source.removeprefix(f"gs://{self._bucket_name}/").rpartition("/")
+        if file != INSTANCES or "://" in folder:
+            raise UsageError(f"{name}: was not submitted from clips; its results are where its --to says")
+        return str(folder)
+
+    def _job_name(self, name: str) -> str:
+        return name if "/" in name else f"{self._vertex.parent}/batchPredictionJobs/{name}"
 
     def status(self) -> Status:
         """What the model, its versions and the endpoint say."""
@@ -181,6 +204,14 @@ class VertexAI(Target):
         if model is not None:
             self._vertex.delete(model["name"].partition("@")[0])
 
+    def _tidy(self, live: str, found: Status, do: Callable[[str, Callable[[], Any]], Any]) -> None:
+        """The alias `default` too; a change that was cut off after the traffic moved is finished here."""
+        do(f"give version {live} the alias default", lambda: Traffic(self._vertex, self.model).promote(live))
+
+    @functools.cached_property
+    def _bucket(self) -> "_Bucket":
+        return _Bucket(self._vertex, self._bucket_name, *self._place[:2])
+
     def _versions(self) -> dict[str, str]:
         model = self._vertex.find("models", self.model)
         found = self._vertex.versions(model) if model else []
@@ -190,22 +221,27 @@ class VertexAI(Target):
 class _Bucket:
     """The little of Cloud Storage's JSON API that a batch job needs, with the credentials of the Vertex client."""
 
-    def __init__(self, vertex: Vertex, name: str, project: str) -> None:
+    def __init__(self, vertex: Vertex, name: str, project: str, region: str) -> None:
         local = vertex.address.startswith("http://")
         self._http = httpx.Client(
-            base_url=vertex.address if local else "https://storage.googleapis.com", headers=vertex.headers, timeout=300
+            base_url=vertex.address if local else "https://storage.googleapis.com", auth=vertex.auth, timeout=300
         )
         self._name = name
         if self._call("GET", f"/storage/v1/b/{name}", missing=True) is None:
-            self._call("POST", "/storage/v1/b", params={"project": project}, json={"name": name})
+            self._call("POST", "/storage/v1/b", params={"project": project}, json={"name": name, "location": region})
 
-    def put(self, name: str, data: bytes) -> None:
+    def put(self, name: str, file: Path) -> None:
         how = {"uploadType": "media", "name": name}
-        self._call("POST", f"/upload/storage/v1/b/{self._name}/o", params=how, content=data)
+        with file.open("rb") as data:
+            self._call("POST", f"/upload/storage/v1/b/{self._name}/o", params=how, content=data)
 
     def get(self, name: str) -> bytes:
-        answer = self._call("GET", f"/storage/v1/b/{self._name}/o/{quote(name, safe='')}", params={"alt": "media"})
-        return answer.content if answer else b""
+        answer = self._call(
+            "GET", f"/storage/v1/b/{self._name}/o/{quote(name, safe='')}", missing=True, params={"alt": "media"}
+        )
+        if answer is None:
+            raise TwoPhaseError(f"gs://{self._name}/{name}: is not there; a job's answers are removed once fetched")
+        return answer.content
 
     def names(self, prefix: str) -> list[str]:
         found, token = list[str](), ""

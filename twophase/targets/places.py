@@ -13,7 +13,14 @@ REQUIRED = "\0"
 SETTINGS: dict[str, dict[str, str]] = {
     "local": {"api_endpoint": REQUIRED, "project": "local", "region": "us-central1"},
     "vertex": {"project": REQUIRED, "region": "us-central1", "image": SERVER_IMAGE},
-    "sagemaker": {"region": "", "role": REQUIRED, "bucket": "", "image": SERVER_IMAGE},
+    "sagemaker": {
+        "region": "",
+        "role": REQUIRED,
+        "bucket": "",
+        "image": SERVER_IMAGE,
+        "alarms": "",
+        "instances": "1",
+    },
     "azureml": {"subscription": REQUIRED, "resource_group": REQUIRED, "workspace": REQUIRED, "image": SERVER_IMAGE},
     "kserve": {"namespace": "default", "store": REQUIRED, "image": SERVER_IMAGE},
 }

@@ -8,7 +8,7 @@ import builtins
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,8 @@ class Vertex:
         self.address = api_endpoint.rstrip("/") or f"https://{region}-aiplatform.googleapis.com"
         self.parent = f"projects/{project}/locations/{region}"
         local = self.address.startswith("http://")
-        token = os.environ.get("TWOPHASE_TOKEN") if local else _token()
-        self.headers = {"authorization": f"Bearer {token}"} if token else {}
-        self._http = httpx.Client(base_url=f"{self.address}/v1/", headers=self.headers, timeout=60.0)
+        self.auth = Bearer((lambda: os.environ.get("TWOPHASE_TOKEN", "")) if local else _token)
+        self._http = httpx.Client(base_url=f"{self.address}/v1/", auth=self.auth, timeout=60.0)
 
     def list(self, collection: str, field: str, **params: str) -> Iterator[JSON]:
         """Every item of a collection such as `{parent}/models`, page by page; `field` names the list in an answer."""
@@ -147,6 +146,24 @@ class Vertex:
         except (ValueError, KeyError, TypeError):
             said = answer.text[:200]
         raise TwoPhaseError(f"{self.address}: {method} {name} was refused with {answer.status_code}: {said}")
+
+
+class Bearer(httpx.Auth):
+    """A token, and a new one when it has run out: they last an hour, batch jobs longer."""
+
+    def __init__(self, get: Callable[[], str]) -> None:
+        """`get` gives a token that is good for now, or nothing where none is needed."""
+        self._get, self._token = get, get()
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        """Ask again once with another token where this one is refused: what is refused has changed nothing."""
+        if self._token:
+            request.headers["authorization"] = f"Bearer {self._token}"
+        answer = yield request
+        if answer.status_code == 401 and (token := self._get()) != self._token:
+            self._token = token
+            request.headers["authorization"] = f"Bearer {token}"
+            yield request
 
 
 def _token() -> str:

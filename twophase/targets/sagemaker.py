@@ -3,15 +3,22 @@
     s3://BUCKET/twophase/NAME/<release>/model.tar.gz       what SageMaker unpacks into /opt/ml/model
     model package group NAME                               its versions are the releases, with their approval status
     model NAME-v3, variant v3                              version 3 as it is deployed
-    endpoint configuration NAME-<12 hex>                   which variants there are; named by them, never changed
+    endpoint configuration NAME-<12 hex>                   variants and weights; named by them, never changed
     endpoint NAME                                          its tags hold the history
+    s3://BUCKET/twophase/NAME/batch/NAME-<12 hex>/         a batch job's folder (`twophase.targets.jobs`)
 
 A version that is deployed is approved by that; one that somebody rejected is refused. Variants come and go by
 `UpdateEndpoint`, which SageMaker does as a blue/green deployment; traffic moves by
 `UpdateEndpointWeightsAndCapacities` between variants that run already, so promotion and rollback start nothing.
+
+Where alarms are named, traffic moves by `UpdateEndpoint` too: a second fleet with the new weights takes over, first
+with one instance of each variant where there are more, and SageMaker goes back by itself when an alarm goes off. That
+is offered for a change that keeps the names of variants, so not for their coming and going, when no request moves.
 """
 
 import functools
+import re
+import secrets
 import tarfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,14 +32,19 @@ import orjson
 from twophase.errors import TwoPhaseError, UsageError
 from twophase.files import JSON, digest_of
 from twophase.release.manifest import read
+from twophase.targets.jobs import CANCELLED, CLIPS, FAILED, INSTANCES, RUNNING, SUCCEEDED, Job, Jobs
 from twophase.targets.requests import Limits, body
-from twophase.targets.target import SERVER_IMAGE, Status, Target, words_of
+from twophase.targets.target import SERVER_IMAGE, Status, words_of
 from twophase.targets.traffic import history, recorded
 
 VARIANTS = 10
 """Most that SageMaker lets an endpoint have."""
 MACHINE = "ml.m5.large"
+BAKING_S = 600
+"""How long alarms are watched after each step of a guarded change."""
 _LINES = "application/jsonlines"
+_CHANGING = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
+_STATES = {"Completed": SUCCEEDED, "Failed": FAILED, "Stopped": CANCELLED}
 MISSING = ("Could not find", "does not exist", "not found", "ResourceNotFound")
 """What SageMaker's errors say of what is not there; their codes do not tell."""
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -77,21 +89,35 @@ def _passing(*words: str) -> Iterator[None]:
             raise
 
 
-class SageMaker(Target):
+class SageMaker(Jobs):
     """One name in one account and region of AWS."""
 
     limits = Limits("SageMaker's InvokeEndpoint", 6 * 1024 * 1024, 60)
 
-    def __init__(self, model: str, region: str, role: str, bucket: str = "", image: str = SERVER_IMAGE) -> None:
+    def __init__(
+        self,
+        model: str,
+        region: str,
+        role: str,
+        bucket: str = "",
+        image: str = SERVER_IMAGE,
+        alarms: str = "",
+        instances: str = "1",
+    ) -> None:
         """`role` is the ARN that SageMaker runs models as; `image` the server image in ECR.
 
-        `bucket` is by default `sagemaker-REGION-ACCOUNT`, the one that SageMaker's own tools use. Credentials and, for
-        another place than Amazon's, addresses are found where boto3 looks for them (`AWS_ENDPOINT_URL`).
+        `bucket` is by default `sagemaker-REGION-ACCOUNT`, the one that SageMaker's own tools use. `alarms` are names of
+        CloudWatch alarms, with commas between, that call a move of traffic off; `instances` is how many a variant has.
+        Credentials and, for another place than Amazon's, addresses are found where boto3 looks for them
+        (`AWS_ENDPOINT_URL`).
         """
         import boto3
         from botocore.config import Config
 
         super().__init__(model)
+        if not instances.isdecimal() or int(instances) < 1:
+            raise UsageError(f"instances={instances}: is no number of machines; 1 or more is accepted")
+        self._alarms, self._instances = [name for name in alarms.split(",") if name], int(instances)
         config = Config(retries={"mode": "standard"})
         make = functools.partial(boto3.client, region_name=region or None, config=config)
         self._make, self._region, self._role, self._image, self._named_bucket = make, region, role, image, bucket
@@ -155,7 +181,10 @@ class SageMaker(Target):
                 Containers=[{"ModelPackageName": package["arn"]}],
                 ExecutionRoleArn=self._role,
             )
-        self._set_variants({**shares, version: 0 if any(shares.values()) else 100})
+        weights = {**shares, version: 0 if any(shares.values()) else 100}
+        self._change(weights)
+        if not shares:
+            self._record({}, weights)
 
     @_in_words
     def detach(self, version: str) -> None:
@@ -163,26 +192,39 @@ class SageMaker(Target):
         shares = self.status().shares
         if shares.get(version) and len(shares) > 1:
             raise TwoPhaseError(f"{self.model}: version {version} has {shares[version]}% of the traffic; move it first")
-        if version in shares:
-            self._set_variants({v: share for v, share in shares.items() if v != version})
+        rest = {v: share for v, share in shares.items() if v != version}
+        if not rest:
+            self._remove_endpoint()
+        elif version in shares:
+            self._change(rest)
         with _passing(*MISSING):
             self._api.delete_model(ModelName=self._named(version))
 
     @_in_words
+    def settle(self) -> None:
+        """SageMaker refuses to change an endpoint that is changing."""
+        with _passing(*MISSING):
+            self._settled()
+
+    @_in_words
     def shift(self, shares: Mapping[str, int]) -> None:
-        """Give the variants other weights."""
+        """Give the variants other weights, under the eyes of the alarms where there are some."""
         found = self.status()
         unknown = shares.keys() - found.shares.keys()
         if unknown or sum(shares.values()) != 100:
             raise UsageError(f"{words_of(shares)}: shares are per cent of what is deployed, and sum to 100")
-        self._api.update_endpoint_weights_and_capacities(
-            EndpointName=self.model,
-            DesiredWeightsAndCapacities=[
-                {"VariantName": f"v{version}", "DesiredWeight": float(shares.get(version, 0))}
-                for version in found.shares
-            ],
-        )
-        self._wait()
+        weights = {version: shares.get(version, 0) for version in found.shares}
+        if self._alarms:
+            self._change(weights, DeploymentConfig=self._guarded())
+        else:
+            self._api.update_endpoint_weights_and_capacities(
+                EndpointName=self.model,
+                DesiredWeightsAndCapacities=[
+                    {"VariantName": f"v{version}", "DesiredWeight": float(weight)}
+                    for version, weight in weights.items()
+                ],
+            )
+            self._in_service()
         self._record(found.shares, shares)
 
     @_in_words
@@ -195,41 +237,56 @@ class SageMaker(Target):
         return list(orjson.loads(answer["Body"].read())["predictions"])
 
     @_in_words
-    def ask_batch(self, instances: Path) -> Iterator[JSON]:
-        """A batch transform job of the live version, a record a line."""
+    def start(self, folder: Path) -> str:
+        """A batch transform job, a record a line; the server answers a bad record with an error, not with a failure."""
         live = self._status().live
         if live is None:
             raise UsageError(f"{self.model}: has no live version; deploy one first")
-        job = f"{self.model}-{digest_of([time.time_ns(), str(instances)])[:12]}"
-        source, results = f"{self._prefix}batch/{job}/in.jsonl", f"{self._prefix}batch/{job}/out"
-        self._s3.upload_file(str(instances), self._bucket, source)
+        name = f"{self.model}-{secrets.token_hex(6)}"
+        for file in (CLIPS, INSTANCES):
+            self._s3.upload_file(str(folder / file), self._bucket, f"{self._folder(name)}{file}")
+        uri = f"s3://{self._bucket}/{self._folder(name)}"
         self._api.create_transform_job(
-            TransformJobName=job,
+            TransformJobName=name,
             ModelName=self._named(live),
             MaxConcurrentTransforms=8,
-            BatchStrategy="SingleRecord",  # a refused record costs no other one
+            BatchStrategy="SingleRecord",
             TransformInput={
-                "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": f"s3://{self._bucket}/{source}"}},
+                "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": f"{uri}{INSTANCES}"}},
                 "ContentType": _LINES,
                 "SplitType": "Line",
             },
-            TransformOutput={
-                "S3OutputPath": f"s3://{self._bucket}/{results}",
-                "Accept": _LINES,
-                "AssembleWith": "Line",
-            },
+            TransformOutput={"S3OutputPath": f"{uri}out", "Accept": _LINES, "AssembleWith": "Line"},
             TransformResources={"InstanceType": MACHINE, "InstanceCount": 1},
         )
-        found = self._until(
-            lambda: self._api.describe_transform_job(TransformJobName=job),
-            lambda said: said["TransformJobStatus"] not in ("InProgress", "Stopping"),
-        )
-        if found["TransformJobStatus"] != "Completed":
-            raise TwoPhaseError(
-                f"{job}: {found['TransformJobStatus']}: {found.get('FailureReason', 'no reason given')}"
-            )
-        answers = self._s3.get_object(Bucket=self._bucket, Key=f"{results}/in.jsonl.out")["Body"]
-        return (orjson.loads(line) for line in answers.iter_lines() if line)
+        return name
+
+    @_in_words
+    def job(self, name: str) -> Job:
+        """`DescribeTransformJob`."""
+        found = self._api.describe_transform_job(TransformJobName=name)
+        return Job(name, _STATES.get(found["TransformJobStatus"], RUNNING), found.get("FailureReason", ""))
+
+    @_in_words
+    def cancel(self, name: str) -> None:
+        """`StopTransformJob`."""
+        self._api.stop_transform_job(TransformJobName=name)
+
+    @_in_words
+    def told(self, name: str) -> bytes:
+        """What was uploaded beside the instances."""
+        return self._object(f"{self._folder(name)}{CLIPS}")
+
+    @_in_words
+    def answers(self, name: str) -> Iterator[JSON]:
+        """One file of results for the one file of input, in its order."""
+        lines = self._object(f"{self._folder(name)}out/{INSTANCES}.out").splitlines()
+        return (orjson.loads(line) for line in lines if line)
+
+    @_in_words
+    def forget(self, name: str) -> None:
+        """Remove what the job read and wrote."""
+        self._clear(self._folder(name))
 
     @_in_words
     def status(self) -> Status:
@@ -240,36 +297,40 @@ class SageMaker(Target):
             endpoint = self._api.describe_endpoint(EndpointName=self.model)
         if endpoint is None:
             return Status(versions)
-        shares = {
-            variant["VariantName"].removeprefix("v"): round(variant.get("CurrentWeight", 0.0))
-            for variant in endpoint.get("ProductionVariants", [])
-        }
+        variants = {v["VariantName"]: v.get("CurrentWeight", 0.0) for v in endpoint.get("ProductionVariants", [])}
+        foreign = [name for name in variants if not re.fullmatch(r"v\d+", name)]
+        if foreign:
+            raise UsageError(
+                f"{self.model}: is an endpoint that twophase did not make (variant {foreign[0]}); give another --model"
+            )
+        shares = {name[1:]: round(weight) for name, weight in variants.items()}
         tags = self._api.list_tags(ResourceArn=endpoint["EndpointArn"])["Tags"]
         failed = endpoint["EndpointStatus"] in ("Failed", "OutOfService", "UpdateRollbackFailed")
         return Status(
             versions,
             shares,
             history({tag["Key"]: tag["Value"] for tag in tags}),
-            endpoint.get("FailureReason") or endpoint["EndpointStatus"] if failed else "",
+            failure=endpoint.get("FailureReason") or endpoint["EndpointStatus"] if failed else "",
         )
 
     @_in_words
     def delete(self) -> None:
         """Endpoint, configurations, models, packages, group, and everything below the prefix in S3."""
-        with _passing(*MISSING):
-            self._api.delete_endpoint(EndpointName=self.model)
-        for config in self._api.list_endpoint_configs(NameContains=f"{self.model}-")["EndpointConfigs"]:
-            if self._ours(config["EndpointConfigName"]):
-                self._api.delete_endpoint_config(EndpointConfigName=config["EndpointConfigName"])
+        self.settle()
+        self.status()  # refuses an endpoint that is not ours
+        self._remove_endpoint()
+        ours = re.compile(rf"{self.model}-[0-9a-f]{{12}}")
+        configs = self._api.get_paginator("list_endpoint_configs").paginate(NameContains=f"{self.model}-")
+        for name in [c["EndpointConfigName"] for page in configs for c in page["EndpointConfigs"]]:
+            if ours.fullmatch(name):
+                self._api.delete_endpoint_config(EndpointConfigName=name)
         for version, package in self._packages():
             with _passing(*MISSING):
                 self._api.delete_model(ModelName=self._named(version))
             self._api.delete_model_package(ModelPackageName=package["arn"])
         with _passing(*MISSING):
             self._api.delete_model_package_group(ModelPackageGroupName=self.model)
-        for page in self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix):
-            for item in page.get("Contents", []):
-                self._s3.delete_object(Bucket=self._bucket, Key=item["Key"])
+        self._clear(self._prefix)
 
     @functools.cached_property
     def _s3(self) -> Any:
@@ -293,6 +354,17 @@ class SageMaker(Target):
     @property
     def _prefix(self) -> str:
         return f"twophase/{self.model}/"
+
+    def _folder(self, job: str) -> str:
+        return f"{self._prefix}batch/{job}/"
+
+    def _object(self, key: str) -> bytes:
+        return bytes(self._s3.get_object(Bucket=self._bucket, Key=key)["Body"].read())
+
+    def _clear(self, prefix: str) -> None:
+        for page in self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix):
+            for item in page.get("Contents", []):
+                self._s3.delete_object(Bucket=self._bucket, Key=item["Key"])
 
     def _named(self, version: str) -> str:
         return f"{self.model}-v{version}"
@@ -319,59 +391,72 @@ class SageMaker(Target):
         if state != "Approved":
             self._api.update_model_package(ModelPackageArn=package["arn"], ModelApprovalStatus="Approved")
 
-    def _set_variants(self, weights: Mapping[str, int]) -> None:
-        """Have the endpoint run exactly these versions; no endpoint when there are none."""
+    def _change(self, weights: Mapping[str, int], **how: Any) -> None:
+        """Have the endpoint run exactly these versions with these weights. Raises `TwoPhaseError` when it does not."""
         before = ""
         with _passing(*MISSING):
             before = self._api.describe_endpoint(EndpointName=self.model)["EndpointConfigName"]
-        if not weights:
-            self._api.delete_endpoint(EndpointName=self.model)
-        else:
-            variants = [
-                {
-                    "VariantName": f"v{version}",
-                    "ModelName": self._named(version),
-                    "InitialInstanceCount": 1,
-                    "InstanceType": MACHINE,
-                    "InitialVariantWeight": float(weight),
-                }
-                for version, weight in weights.items()
-            ]
-            name = f"{self.model}-{digest_of(variants)[:12]}"
-            if not self._api.list_endpoint_configs(NameContains=name)["EndpointConfigs"]:
-                self._api.create_endpoint_config(EndpointConfigName=name, ProductionVariants=variants)
-            if name == before:
-                return
-            change = self._api.update_endpoint if before else self._api.create_endpoint
-            try:
-                change(EndpointName=self.model, EndpointConfigName=name)
-                self._wait()
-            except BaseException:
-                if not before:  # a first endpoint that does not come up would be in the way of the next attempt
-                    with _passing(*MISSING):
-                        self._api.delete_endpoint(EndpointName=self.model)
-                raise
-            if not before:
-                self._record({}, weights)
+        variants = [
+            {
+                "VariantName": f"v{version}",
+                "ModelName": self._named(version),
+                "InitialInstanceCount": self._instances,
+                "InstanceType": MACHINE,
+                "InitialVariantWeight": float(weight),
+            }
+            for version, weight in weights.items()
+        ]
+        # Weights move without their configuration, so a later one with the same weights is still another one.
+        name = f"{self.model}-{digest_of([before, variants])[:12]}"
+        if not self._api.list_endpoint_configs(NameContains=name)["EndpointConfigs"]:
+            self._api.create_endpoint_config(EndpointConfigName=name, ProductionVariants=variants)
+        change = self._api.update_endpoint if before else self._api.create_endpoint
+        change(EndpointName=self.model, EndpointConfigName=name, **how)
+        found = self._in_service()
+        went_back = found["EndpointConfigName"] != name
         if before:
-            self._api.delete_endpoint_config(EndpointConfigName=before)
+            self._api.delete_endpoint_config(EndpointConfigName=name if went_back else before)
+        if went_back:
+            why = found.get("FailureReason", "no reason given; an alarm may have gone off")
+            raise TwoPhaseError(f"{self.model}: SageMaker went back to how the endpoint was: {why}")
 
-    def _wait(self) -> None:
-        """Until the endpoint has settled. Raises `TwoPhaseError` when that is not in service."""
-        found = self._until(
-            lambda: self._api.describe_endpoint(EndpointName=self.model),
-            lambda said: not said["EndpointStatus"].endswith("ing"),
-        )
+    def _guarded(self) -> JSON:
+        """Two fleets side by side, and back to the first when an alarm goes off."""
+        routing: JSON = {"Type": "ALL_AT_ONCE", "WaitIntervalInSeconds": 0}
+        if self._instances > 1:  # a canary is at most half of a variant's instances
+            canary = {"Type": "INSTANCE_COUNT", "Value": 1}
+            routing = {"Type": "CANARY", "CanarySize": canary, "WaitIntervalInSeconds": BAKING_S}
+        return {
+            "BlueGreenUpdatePolicy": {
+                "TrafficRoutingConfiguration": routing,
+                "TerminationWaitInSeconds": BAKING_S,
+            },
+            "AutoRollbackConfiguration": {"Alarms": [{"AlarmName": name} for name in self._alarms]},
+        }
+
+    def _settled(self) -> JSON:
+        """The endpoint, once it is not changing any more."""
+        wait_s = 0.1
+        while (found := self._api.describe_endpoint(EndpointName=self.model))["EndpointStatus"] in _CHANGING:
+            time.sleep(wait_s)
+            wait_s = min(2 * wait_s, 15.0)
+        return cast(JSON, found)
+
+    def _in_service(self) -> JSON:
+        """The endpoint, once it has settled. Raises `TwoPhaseError` when it is not in service then."""
+        found = self._settled()
         if found["EndpointStatus"] != "InService":
             why = found.get("FailureReason", "no reason given")
             raise TwoPhaseError(f"{self.model}: its endpoint is {found['EndpointStatus']}: {why}")
-
-    def _until(self, describe: Callable[[], JSON], ended: Callable[[JSON], bool]) -> JSON:
-        wait_s = 0.5
-        while not ended(found := describe()):
-            time.sleep(wait_s)
-            wait_s = min(2 * wait_s, 15.0)
         return found
+
+    def _remove_endpoint(self) -> None:
+        """Until it is gone: its name is not free before."""
+        with _passing(*MISSING):
+            self._api.delete_endpoint(EndpointName=self.model)
+            self._api.get_waiter("endpoint_deleted").wait(
+                EndpointName=self.model, WaiterConfig={"Delay": 5, "MaxAttempts": 240}
+            )
 
     def _record(self, *states: Mapping[str, int]) -> None:
         arn = self._api.describe_endpoint(EndpointName=self.model)["EndpointArn"]
@@ -382,7 +467,3 @@ class SageMaker(Target):
         new = [{"Key": key, "Value": value} for key, value in tags.items() if was.get(key) != value]
         if new:
             self._api.add_tags(ResourceArn=arn, Tags=new)
-
-    def _ours(self, config: str) -> bool:
-        rest = config.removeprefix(f"{self.model}-")
-        return len(rest) == 12 and all(c in "0123456789abcdef" for c in rest)

@@ -7,31 +7,30 @@ The protocol is the same for every place, so are its rules:
 - A version goes live beside the others without any traffic, reproduces its golden windows through the place itself, and
   only then gets a share. Where it fails it is taken away again, and the traffic is what it was.
 - Every call that changes something can be made again: what is done already is left as it is. A deployment that was cut
-  off, however that happened, is finished by the next call.
+  off, however that happened, is finished by the next call, which replays the golden windows again. `rollback` is the
+  exception: a second one goes forth again.
 - What had all the traffic before stays deployed without any, so that going back moves traffic and nothing else.
 
-A place implements the lower half (`version_of` to `delete`); the upper half is the same everywhere.
+A place implements the lower half (`version_of` to `delete`); the upper half is the same everywhere. Batch jobs are
+apart (`twophase.targets.jobs`): a place that has none asks its endpoint instead.
 """
 
-import base64
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import numpy as np
-import orjson
 
 from twophase.errors import TwoPhaseError, UsageError
-from twophase.files import JSON, replacing
+from twophase.files import JSON
 from twophase.release.golden import GOLDEN, PROBABILITY_TOLERANCE
 from twophase.release.manifest import NONE, read, verify
-from twophase.targets.requests import Limits, requests, sent, wav
+from twophase.targets.requests import Limits, requests, wav
 from twophase.targets.traffic import Live, before
 
 SERVER_IMAGE = "twophase/server:0.1.0"
@@ -47,6 +46,8 @@ class Status:
     """Per cent of the traffic of every version that is deployed."""
     history: list[Live] = field(default_factory=list)
     """Who was live when, oldest first."""
+    mirrored: dict[str, int] = field(default_factory=dict)
+    """Per cent of the traffic that is copied to a version, which answers nobody by it."""
     failure: str = ""
     """Why the endpoint does not answer, in the place's own words."""
 
@@ -56,6 +57,11 @@ class Status:
         return max((v for v in self.shares if self.shares[v]), key=lambda v: self.shares[v], default=None)
 
     @property
+    def serving(self) -> dict[str, int]:
+        """The shares of those that have any."""
+        return {version: share for version, share in self.shares.items() if share}
+
+    @property
     def alone(self) -> str | None:
         """The version with all the traffic."""
         return next((v for v, share in self.shares.items() if share == 100), None)
@@ -63,7 +69,13 @@ class Status:
     def to_json(self) -> JSON:
         """For machines."""
         history = [{"since": entry.since.isoformat(), "shares": entry.shares} for entry in self.history]
-        return {"versions": self.versions, "shares": self.shares, "history": history, "failure": self.failure}
+        return {
+            "versions": self.versions,
+            "shares": self.shares,
+            "history": history,
+            "mirrored": self.mirrored,
+            "failure": self.failure,
+        }
 
 
 class Target(ABC):
@@ -84,13 +96,15 @@ class Target(ABC):
         self,
         release: Path,
         percent: int = 100,
+        mirror: bool = False,
         dry_run: bool = False,
         say: Callable[[str], None] = lambda words: None,
     ) -> str:
-        """Register a release and give it `percent` of the traffic, the rest to who has the most of it; its version.
+        """Register a release and give it `percent` of the traffic, the rest to who of the others has most; its version.
 
-        `say` is told each step before it is taken; with `dry_run` nothing is changed. Raises `TwoPhaseError`, and has
-        then put the traffic back as it was.
+        With `mirror` it gets a copy of that share instead, where the place does that. `say` is told each step before
+        it is taken; with `dry_run` nothing is changed. Raises `TwoPhaseError`, and has then put the traffic back as it
+        was.
         """
         if not 0 < percent <= 100:
             raise UsageError(f"{percent}: is no share of the traffic; give 1 to 100 per cent")
@@ -99,41 +113,53 @@ class Target(ABC):
             say(words)
             return None if dry_run else call()
 
-        manifest, found = verify(release), self._status()
+        manifest = verify(release)
+        if not dry_run:
+            self.settle()
+        found = self._status()
         version = self.version_of(manifest.id)
+        others = {v: share for v, share in found.shares.items() if v != version}
+        live = max(others, key=lambda v: others[v]) if any(others.values()) else None
+        if live is not None and (percent < 100 or mirror):
+            self.refuse_split(percent, mirror)
+        if mirror and live is None:
+            raise UsageError(f"{self.model}: has no other version whose traffic could be copied; deploy one first")
         if version is None:
             registered = do(f"register {manifest.id} as a version of {self.model}", lambda: self.register(release))
             version = str(registered or "new")
-        live = found.live if found.live != version else None
         shares = {version: 100} if percent == 100 or live is None else {live: 100 - percent, version: percent}
-        if {v: share for v, share in found.shares.items() if share} == shares:
-            say(f"version {version} has {shares[version]}% of the traffic already")
-            return version
         new = version not in found.shares
         try:
             if new:
-                do(f"deploy version {version} without traffic", lambda: self.attach(version))
+                say(f"deploy version {version} without traffic")
+            if not dry_run:
+                self.attach(version)  # waits for one that another process has begun to deploy
             do(f"replay the golden windows through version {version}", lambda: self.check(version, release))
-            do(f"split the traffic: {words_of(shares)}", lambda: self.shift(shares))
+            if mirror:
+                do(f"copy {percent}% of the traffic to version {version}", lambda: self.mirror(version, percent))
+            elif found.serving == shares:
+                say(f"version {version} has {shares[version]}% of the traffic already")
+            else:
+                do(f"split the traffic: {words_of(shares)}", lambda: self.shift(shares))
         except BaseException:
             if not dry_run:
                 self._take_back(found, version if new else None)
             raise
-        if shares[version] == 100:
-            self._settle(version, found, do)
+        if shares[version] == 100 and not mirror:
+            self._tidy(version, found, do)
         return version
 
     def promote(self, version: str) -> None:
         """Give a registered version all traffic. Raises `TwoPhaseError` when there is no such version."""
+        self.settle()
         found = self._status()
         if version not in found.versions:
             known = ", ".join(found.versions) or "none"
             raise UsageError(f"{version}: is no version of {self.model}; there are {known}")
-        if version not in found.shares:
-            self.attach(version)
+        self.attach(version)
         if found.alone != version:
             self.shift({version: 100})
-        self._settle(version, found, lambda words, call: call())
+        self._tidy(version, found, lambda words, call: call())
 
     def rollback(self) -> str:
         """Give all traffic to the version that had it all before, which ends a canary too; that version.
@@ -169,22 +195,24 @@ class Target(ABC):
         """One prediction a clip, in order, in as few requests as the place's limits allow. Raises `TwoPhaseError`."""
         return [prediction for group in requests(clips, self.limits) for prediction in self.ask(group)]
 
-    def batch(self, clips: Sequence[Path], output: Path) -> int:
-        """Ask about clips in a batch job; `output` gets one line a clip, in order. How many were not answered.
+    def settle(self) -> None:  # noqa: B027  most places take one change after another by themselves
+        """Wait for a change that was begun before and cut off, where the place takes none meanwhile."""
+
+    def refuse_split(self, percent: int, mirror: bool) -> None:
+        """Raise `UsageError` where a newcomer cannot have a share of the traffic, or a copy of it."""
+        if mirror:
+            raise UsageError(f"{self.model}: only azureml copies traffic; leave --mirror away for a canary")
+
+    def mirror(self, version: str, percent: int) -> None:
+        """Copy a share of the traffic to a deployed version that has none."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def batch(self, clips: Sequence[Path], output: Path, say: Callable[[str], None] = lambda words: None) -> int:
+        """Ask about clips in bulk; `output` gets one line a clip, in order. How many were not answered.
 
         A line is `{"clip": path, "label": ..., "confidence": ..., ...}` or `{"clip": path, "error": ...}`.
         """
-        failed = 0
-        with TemporaryDirectory() as folder, replacing(output) as file:
-            lines = Path(folder) / "clips.jsonl"
-            with lines.open("wb") as instances:
-                for clip in clips:
-                    b64 = base64.b64encode(sent(clip, self.limits)).decode()
-                    instances.write(orjson.dumps({"audio_bytes": {"b64": b64}}, option=orjson.OPT_APPEND_NEWLINE))
-            for clip, answer in zip(clips, self.ask_batch(lines), strict=True):
-                failed += "error" in answer
-                file.write(orjson.dumps({"clip": str(clip), **answer}, option=orjson.OPT_APPEND_NEWLINE))
-        return failed
 
     @abstractmethod
     def version_of(self, release_id: str) -> str | None:
@@ -196,7 +224,10 @@ class Target(ABC):
 
     @abstractmethod
     def attach(self, version: str) -> None:
-        """Deploy a version beside the others, without traffic where there are others; it answers when this returns."""
+        """Deploy a version beside the others, without traffic where there are others; it answers when this returns.
+
+        Nothing where it is deployed already, but to wait for it.
+        """
 
     @abstractmethod
     def detach(self, version: str) -> None:
@@ -209,10 +240,6 @@ class Target(ABC):
     @abstractmethod
     def ask(self, clips: list[bytes], version: str = "") -> list[JSON]:
         """Ask about clips within the limits in one request, of one version or of who the traffic goes to."""
-
-    @abstractmethod
-    def ask_batch(self, instances: Path) -> Iterator[JSON]:
-        """Run a batch job over a file of instances, one a line: a prediction or an error each, in order."""
 
     @abstractmethod
     def status(self) -> Status:
@@ -233,15 +260,15 @@ class Target(ABC):
 
     def _take_back(self, found: Status, new: str | None) -> None:
         """Put the traffic back and take a newcomer away, as far as that goes: the reason why is already on its way."""
-        was = {version: share for version, share in found.shares.items() if share}
+        was = found.serving
         with suppress(TwoPhaseError):
-            if was and {v: share for v, share in self.status().shares.items() if share} != was:
+            if was and self.status().serving != was:
                 self.shift(was)
         with suppress(TwoPhaseError):
             if new is not None:
                 self.detach(new)
 
-    def _settle(self, live: str, found: Status, do: Callable[[str, Callable[[], Any]], Any]) -> None:
+    def _tidy(self, live: str, found: Status, do: Callable[[str, Callable[[], Any]], Any]) -> None:
         """Take away what is older than the version before the live one."""
         previous = found.alone if found.alone not in (None, live) else before(found.history, live)
         for old in [version for version in found.shares if version not in (live, previous)]:
