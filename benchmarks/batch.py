@@ -57,7 +57,7 @@ def job(release: Path, clips: int, folder: Path) -> tuple[float, float]:
     started = time.perf_counter()
     total, starts = index(inputs)
     plan = Plan(
-        release=str(release),
+        model=str(release),
         inputs=inputs,
         format="jsonl",
         buckets={},

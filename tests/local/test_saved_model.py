@@ -1,6 +1,7 @@
 """SavedModels that are no releases, and models that lie in another place's buckets."""
 
 import base64
+import json
 import os
 import select
 import shutil
@@ -12,6 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
+from tests.local.test_batch import ended, outputs
 from twophase.errors import TwoPhaseError
 from twophase.local.process import Address, down, up
 from twophase.local.saved_model import SavedModel
@@ -79,18 +81,36 @@ def test_it_answers_and_survives_its_process(platform: Address, saved: Path) -> 
         os.kill(first, signal.SIGKILL)
         assert ask(good).status_code == 503
         assert ask(good).json()["predictions"] == [{"sum": 3.0, "name": "OBOE"}]
-        job = {
-            "displayName": "job",
-            "model": http.get(f"{V1}/models").json()["models"][0]["name"],
-            "inputConfig": {"instancesFormat": "jsonl", "gcsSource": {"uris": ["gs://twophase/in"]}},
-            "outputConfig": {"predictionsFormat": "jsonl", "gcsDestination": {"outputUriPrefix": "gs://twophase/out"}},
-        }
-        assert http.post(f"{V1}/batchPredictionJobs", json=job).json()["error"]["code"] == 501
         ended = os.pidfd_open(worker_of(platform))
         (model,) = http.get(f"/v1/{endpoint}").json()["deployedModels"]
         http.post(f"/v1/{endpoint}:undeployModel", json={"deployedModelId": model["id"]}).raise_for_status()
         assert select.select([ended], [], [], 30)[0], "the process outlives what it was for"
         os.close(ended)
+
+
+def test_batch_jobs(platform: Address, home: Path, saved: Path) -> None:
+    bucket = home / "buckets" / "twophase"
+    good = {"x": [1, 2], "name": "oboe"}
+    (bucket / "in.jsonl").write_text("\n".join(json.dumps(line) for line in (good, {"x": 1}, {**good, "x": [3, 4]})))
+    with httpx.Client(base_url=platform.url, timeout=60) as http:
+        body = {"model": {"displayName": "m", "artifactUri": str(saved)}}
+        model = http.post(f"{V1}/models:upload", json=body).json()["response"]["model"]
+        job = {
+            "displayName": "job",
+            "model": model,
+            "inputConfig": {"instancesFormat": "jsonl", "gcsSource": {"uris": ["gs://twophase/in.jsonl"]}},
+            "outputConfig": {"predictionsFormat": "jsonl", "gcsDestination": {"outputUriPrefix": "gs://twophase/out"}},
+        }
+        for field, value, code in (("modelParameters", {"a": 1}, 400), ("generateExplanation", True, 501)):
+            assert http.post(f"{V1}/batchPredictionJobs", json={**job, field: value}).status_code == code
+        done = ended(http, f"/v1/{http.post(f'{V1}/batchPredictionJobs', json=job).json()['name']}")
+        assert done["state"] == "JOB_STATE_SUCCEEDED", done
+        assert outputs(home, done, "results") == [
+            {"instance": good, "prediction": {"sum": 3.0, "name": "OBOE"}},
+            {"instance": {**good, "x": [3, 4]}, "prediction": {"sum": 7.0, "name": "OBOE"}},
+        ]
+        (wrong,) = outputs(home, done, "errors_stats")
+        assert "inputs name, x" in wrong["error"]["message"]
 
 
 def test_without_tensorflow_it_says_what_is_missing(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

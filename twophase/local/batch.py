@@ -20,15 +20,18 @@ from typing import Any
 
 import orjson
 
-from twophase.audio.frontend import Image
 from twophase.errors import TwoPhaseError
 from twophase.files import JSON, read_json, replacing, write_json
-from twophase.serving.instances import LIMITS, audio_images, images_of
+from twophase.local.saved_model import LoadedModel
+from twophase.release.manifest import EXTRA
+from twophase.serving.instances import LIMITS, images_of
 from twophase.serving.predictor import Predictor
 from twophase.serving.refusal import Refusal
 
 SHARD = 1000
 """Inputs in a shard: what a kill may cost, a quarter of a second of work."""
+_Predict = Callable[[Any, str], Any]
+"""The prediction of an instance, and how errors call that."""
 _BUFFER = 1 << 20  # an instance is some 40 kB, which the default of 8 kB takes six reads and joins for
 
 
@@ -36,8 +39,8 @@ _BUFFER = 1 << 20  # an instance is some 40 kB, which the default of 8 kB takes 
 class Plan:
     """Everything a job's processes need to know."""
 
-    release: str
-    """Folder of the release."""
+    model: str
+    """Folder of the release, or of another SavedModel."""
     inputs: list[tuple[str, int, int]]
     """Path, size and time of change in nanoseconds of each input file: a job does not go on with other inputs."""
     format: str
@@ -96,12 +99,11 @@ def work(job: Path, process: int, count: int) -> None:
     """Do every `count`th shard of a job from shard `process` on, but for those that are done."""
     plan = Plan(**read_json(job / "plan.json", "batch plan"))
     parent = os.getppid()
-    predictor = Predictor(Path(plan.release))
-    predictor.check_parameters(plan.parameters)
+    predict = _model(plan)
     for shard in range(process, len(plan.starts), count):
         if not (job / f"{shard:05}.json").exists():
             rest = lines(plan.inputs, plan.starts[shard])
-            _shard(plan, job, shard, (line for _, line in islice(rest, SHARD)), predictor, parent)
+            _shard(plan, job, shard, (line for _, line in islice(rest, SHARD)), predict, parent)
 
 
 def progress(job: Path) -> tuple[int, int]:
@@ -115,7 +117,17 @@ def write_plan(job: Path, plan: Plan) -> None:
     write_json(job / "plan.json", asdict(plan))
 
 
-def _shard(plan: Plan, job: Path, shard: int, inputs: Iterator[bytes], predictor: Predictor, parent: int) -> None:
+def _model(plan: Plan) -> _Predict:
+    folder = Path(plan.model)
+    if not (folder / EXTRA / "release.json").is_file():
+        saved = LoadedModel(folder)
+        return lambda instance, name: saved.predict([instance])[0]
+    predictor = Predictor(folder)
+    predictor.check_parameters(plan.parameters)
+    return lambda instance, name: predictor.predict_images(images_of(instance, name))
+
+
+def _shard(plan: Plan, job: Path, shard: int, inputs: Iterator[bytes], predict: _Predict, parent: int) -> None:
     of = f"{shard:05}-of-{len(plan.starts):05}"
     output = Path(plan.output)
     answered = refused = 0
@@ -128,8 +140,8 @@ def _shard(plan: Plan, job: Path, shard: int, inputs: Iterator[bytes], predictor
                 raise TwoPhaseError("the platform has ended; the job goes on when it starts again")
             echo: JSON = {}
             try:
-                echo, read = _read(plan, line.strip())
-                prediction = predictor.predict_images(read())
+                echo, answer = _read(plan, line.strip(), predict)
+                prediction = answer()
                 result = {**echo, "prediction": prediction} if plan.echo else prediction
                 results.write(orjson.dumps(result, option=orjson.OPT_APPEND_NEWLINE))
                 answered += 1
@@ -140,17 +152,17 @@ def _shard(plan: Plan, job: Path, shard: int, inputs: Iterator[bytes], predictor
     write_json(job / f"{shard:05}.json", {"answered": answered, "refused": refused})
 
 
-def _read(plan: Plan, line: bytes) -> tuple[JSON, Callable[[], Image]]:
-    """What the output says about an input, and what reads its images."""
+def _read(plan: Plan, line: bytes, predict: _Predict) -> tuple[JSON, Callable[[], Any]]:
+    """What the output says about an input, and what answers it."""
     if plan.format == "file-list":
         uri = line.decode("utf-8", "replace")
-        return {"instance": uri}, lambda: audio_images(_file(plan, uri), uri)
+        return {"instance": uri}, lambda: predict(_file(plan, uri), uri)
     try:
         instance = orjson.loads(line)
     except orjson.JSONDecodeError as error:
         raise Refusal(400, f"instance: is no JSON ({error}); a line holds one instance") from None
     if not isinstance(instance, dict):
-        return {"instance": orjson.Fragment(line)}, lambda: images_of(instance, "instance")
+        return {"instance": orjson.Fragment(line)}, lambda: predict(instance, "instance")
     echo = {"instance": orjson.Fragment(line)}
     if plan.key_field:
         if plan.key_field not in instance:
@@ -159,7 +171,7 @@ def _read(plan: Plan, line: bytes) -> tuple[JSON, Callable[[], Image]]:
     kept = instance.keys() - set(plan.excluded)
     kept &= set(plan.included) if plan.included else kept
     wanted = {name: value for name, value in instance.items() if name in kept}
-    return echo, lambda: images_of(wanted, "instance")
+    return echo, lambda: predict(wanted, "instance")
 
 
 def _file(plan: Plan, uri: str) -> bytes:

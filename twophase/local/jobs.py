@@ -1,7 +1,7 @@
 """Batch prediction jobs: one after another, each in processes of its own, resumed when the platform comes back.
 
 A job is `JOB_STATE_PENDING`, then `RUNNING`, then `SUCCEEDED`, `FAILED` or `CANCELLED`, and each step is committed
-before it is acted on. The runner is one thread; it changes what is stored through the control thread only.
+before it is acted on.
 """
 
 import contextlib
@@ -10,17 +10,14 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Iterator
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
-from twophase.errors import TwoPhaseError
 from twophase.files import JSON, digest, read_json
-from twophase.local import batch
+from twophase.local import batch, saved_model
 from twophase.local.artifacts import Artifacts, is_release
+from twophase.local.background import Background, Submit
 from twophase.local.buckets import Buckets
 from twophase.local.models import Models
 from twophase.local.query import selected
@@ -34,7 +31,9 @@ KINDS = (_KIND, "ml.job")
 _ARTIFACT = "artifact"
 """The one field of a stored job that is not the API's."""
 _ENDED = {"JOB_STATE_SUCCEEDED", "JOB_STATE_FAILED", "JOB_STATE_CANCELLED"}
-Submit = Callable[[Callable[[], Any]], "Future[Any]"]
+_NOT_BUILT = ("unmanagedContainerModel", "generateExplanation", "modelMonitoringConfig")
+_Job = tuple[str, str]
+"""A job's kind and name."""
 
 
 class BatchJobs:
@@ -45,29 +44,25 @@ class BatchJobs:
     ) -> None:
         """`submit` runs a call in the control thread. Jobs that had not ended go on."""
         self._store, self._models, self._artifacts, self._buckets = store, models, artifacts, buckets
-        self._folder, self._submit = folder, submit
-        self._queue: SimpleQueue[tuple[str, str] | None] = SimpleQueue()
+        self._folder = folder
         self._running: list[subprocess.Popen[bytes]] = []
-        self._stopping = threading.Event()
-        for kind in KINDS:
-            for body in reversed(store.resources(kind)):
-                if body["state"] not in _ENDED:
-                    self._queue.put((kind, body["name"]))
-        self._runner = threading.Thread(target=self._run_all, name="batch", daemon=True)
-        self._runner.start()
+        under_way = [(k, b["name"]) for k in KINDS for b in reversed(store.resources(k)) if b["state"] not in _ENDED]
+        self._background: Background[_Job] = Background("batch", self._run, self._fail, submit)
+        for job in under_way:
+            self._background.put(job)
 
     def close(self) -> None:
         """Stop working; what is under way goes on at the next start."""
-        self._stopping.set()
-        self._queue.put(None)
-        self._end_processes()
-        self._runner.join()
+        self._background.close(self._end_processes)
 
     def create_batch_prediction_job(self, request: JSON) -> JSON:
         """Take a job on: what it names has to be there."""
         given = request.get("batchPredictionJob", {})
         if not given.get("displayName"):
             raise Refusal(400, "batchPredictionJob.displayName: is missing; give the job a name")
+        for field in _NOT_BUILT:
+            if given.get(field):
+                raise Refusal(501, f"CreateBatchPredictionJob: {field} is not built here; leave it out")
         model, version = self._models.resolve(given.get("model", ""))
         artifact = self._models.artifact(model, version)
         if artifact is None:
@@ -98,7 +93,8 @@ class BatchJobs:
     def enqueue(self, kind: str, body: JSON, artifact: str) -> JSON:
         """Take on a job whose body has all of a batchPredictionJob's fields; results go to its `outputInfo`."""
         if not is_release(artifact):
-            raise Refusal(501, "batch jobs with a SavedModel that is no release are not built here; deploy it")
+            saved_model.require_tensorflow()
+            saved_model.refuse_parameters(body.get("modelParameters"))
         self._inputs(body["inputConfig"].get("gcsSource", {}).get("uris", []))
         self._buckets.folder(body["outputInfo"]["gcsOutputDirectory"])
         if self._store.one("SELECT 1 FROM resource WHERE name = ?", body["name"]):
@@ -109,7 +105,7 @@ class BatchJobs:
         body = {**body, "state": "JOB_STATE_PENDING", "createTime": time, "updateTime": time, _ARTIFACT: artifact}
         with self._store.transaction():
             self._store.put(kind, body)
-        self._queue.put((kind, body["name"]))
+        self._background.put((kind, body["name"]))
         return self.read(kind, body["name"])
 
     def get_batch_prediction_job(self, request: JSON) -> JSON:
@@ -154,39 +150,36 @@ class BatchJobs:
         """The artifacts that jobs under way need."""
         return {b[_ARTIFACT] for kind in KINDS for b in self._store.resources(kind) if b["state"] not in _ENDED}
 
-    def _run_all(self) -> None:
-        while (item := self._queue.get()) is not None and not self._stopping.is_set():
-            try:
-                self._run(*item)
-            except (TwoPhaseError, OSError) as error:
-                self._end(*item, "JOB_STATE_FAILED", str(error))
-
-    def _run(self, kind: str, name: str) -> None:
+    def _run(self, which: _Job) -> None:
+        kind, name = which
         job = self._folder_of(name)
-        body = self._submit(lambda: self._store.get(kind, name)).result()
+        body = self._background.change(lambda: self._store.get(kind, name))
         if body is None or body["state"] in _ENDED:
             return  # cancelled or deleted while it waited
         if not (job / "plan.json").is_file():
             self._plan(kind, body, job)
         started = {"state": "JOB_STATE_RUNNING", "startTime": body.get("startTime") or now()}
-        if not self._submit(lambda: self._advance(kind, name, **started)).result():
+        if not self._background.change(lambda: self._advance(kind, name, **started)):
             return
-        count = os.cpu_count() or 1
-        command = [sys.executable, "-m", "twophase.local.batch", str(job)]
-        self._running = [
-            subprocess.Popen([*command, str(i), str(count)], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
-            for i in range(count)
-        ]
-        if self._stopping.is_set() or self._submit(lambda: self._get(kind, name)["state"] in _ENDED).result():
+        self._running = list(_processes(job, is_release(body[_ARTIFACT])))
+        if self._background.stopping or self._background.change(lambda: self._get(kind, name)["state"] in _ENDED):
             self._end_processes()  # told to end while they were being started
         words = [process.communicate()[1].decode("utf-8", "replace").strip() for process in self._running]
         codes = [process.returncode for process in self._running]
-        if self._stopping.is_set():
+        if self._background.stopping:
             return
         wrong = [
             w.splitlines()[-1] if w else f"a process ended with {c}" for w, c in zip(words, codes, strict=True) if c
         ]
-        self._end(kind, name, "JOB_STATE_FAILED" if wrong else "JOB_STATE_SUCCEEDED", wrong[0] if wrong else "")
+        if wrong:
+            self._fail(which, wrong[0])
+        else:
+            ended = {"state": "JOB_STATE_SUCCEEDED", "endTime": now()}
+            self._background.change(lambda: self._advance(kind, name, **ended))
+
+    def _fail(self, which: _Job, reason: str) -> None:
+        ended: JSON = {"state": "JOB_STATE_FAILED", "endTime": now(), "error": {"code": 9, "message": reason}}
+        self._background.change(lambda: self._advance(*which, **ended))
 
     def _plan(self, kind: str, body: JSON, job: Path) -> None:
         """Fix what a job does. It reads every input once, so it is not the control thread's work."""
@@ -194,7 +187,7 @@ class BatchJobs:
         total, starts = batch.index(inputs)
         config = body.get("instanceConfig", {})
         plan = batch.Plan(
-            release=str(self._artifacts.path(body[_ARTIFACT])),
+            model=str(self._artifacts.path(body[_ARTIFACT])),
             inputs=inputs,
             format=body["inputConfig"]["instancesFormat"],
             buckets={bucket: str(self._buckets.folder(f"gs://{bucket}")) for bucket in self._buckets.names()},
@@ -208,10 +201,6 @@ class BatchJobs:
             parameters=body.get("modelParameters"),
         )
         batch.write_plan(job, plan)
-
-    def _end(self, kind: str, name: str, state: str, reason: str) -> None:
-        error = {"error": {"code": 9, "message": reason}} if reason else {}
-        self._submit(lambda: self._advance(kind, name, state=state, endTime=now(), **error)).result()
 
     def _advance(self, kind: str, name: str, **fields: Any) -> bool:
         """Change a job that has not ended meanwhile; whether it had not."""
@@ -266,6 +255,18 @@ class BatchJobs:
 
     def _folder_of(self, name: str) -> Path:
         return self._folder / digest(name.encode())[:16]
+
+
+def _processes(job: Path, release: bool) -> Iterator[subprocess.Popen[bytes]]:
+    """The processes of a job: one a core for a release, one for TensorFlow, which spreads over the cores itself."""
+    count = len(os.sched_getaffinity(0)) if release else 1
+    for i in range(count):
+        yield subprocess.Popen(
+            [sys.executable, "-m", "twophase.local.batch", str(job), str(i), str(count)],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **saved_model.QUIET},
+        )
 
 
 def _output_name(display_name: str, time: str) -> str:

@@ -12,16 +12,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 from twophase.files import JSON, digest, read_json, write_json
 from twophase.local import pipeline
+from twophase.local.background import Background, Submit
 from twophase.local.buckets import DEFAULT_BUCKET, Buckets
-from twophase.local.jobs import Submit
 from twophase.local.query import selected
 from twophase.local.resources import done, failed, missing, new_id, now, page
 from twophase.local.store import Store
@@ -37,25 +34,22 @@ class Pipelines:
 
     def __init__(self, store: Store, buckets: Buckets, folder: Path, submit: Submit) -> None:
         """`submit` runs a call in the control thread."""
-        self._store, self._buckets, self._folder, self._submit = store, buckets, folder, submit
-        self._queue: SimpleQueue[str | None] = SimpleQueue()
+        self._store, self._buckets, self._folder = store, buckets, folder
         self._running: tuple[str, subprocess.Popen[bytes]] | None = None
+        waiting = []
         for body in reversed(store.resources(_KIND)):
             running = body["state"] == "PIPELINE_STATE_RUNNING"
             if body["state"] == "PIPELINE_STATE_PENDING" or (running and self._cached(body["name"])):
-                self._queue.put(body["name"])
+                waiting.append(body["name"])
             elif running:
                 self._set(body["name"], "PIPELINE_STATE_FAILED", "the platform ended while this ran; submit it again")
-        self._stopping = False
-        self._runner = threading.Thread(target=self._run_all, name="pipelines", daemon=True)
-        self._runner.start()
+        self._background: Background[str] = Background("pipelines", self._run, self._fail, submit)
+        for name in waiting:
+            self._background.put(name)
 
     def close(self) -> None:
         """End the job under way; those that wait are run at the next start."""
-        self._stopping = True
-        self._queue.put(None)
-        self._kill()
-        self._runner.join()
+        self._background.close(self._kill)
 
     def create_pipeline_job(self, request: JSON) -> JSON:
         """Take a job on; its id, where the request names one, is new."""
@@ -86,7 +80,7 @@ class Pipelines:
         body = {**given, "name": name, "createTime": time, "updateTime": time, "state": "PIPELINE_STATE_PENDING"}
         with self._store.transaction():
             self._store.put(_KIND, body)
-        self._queue.put(name)
+        self._background.put(name)
         return self._with_tasks(body)
 
     def get_pipeline_job(self, request: JSON) -> JSON:
@@ -119,12 +113,9 @@ class Pipelines:
         shutil.rmtree(self._job(body["name"]), ignore_errors=True)
         return operation
 
-    def _run_all(self) -> None:
-        while (name := self._queue.get()) is not None and not self._stopping:
-            if self._submit(partial(self._start, name)).result():
-                self._run(name)
-
     def _run(self, name: str) -> None:
+        if not self._background.change(lambda: self._advance(name, "PIPELINE_STATE_RUNNING")):
+            return  # cancelled or deleted while it waited
         job = self._job(name)
         quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore"}
         with (job / "log").open("wb") as log:
@@ -137,25 +128,27 @@ class Pipelines:
                 env={**os.environ, **quiet},
             )
         self._running = (name, process)
-        if self._stopping or self._submit(lambda: self._get(name)["state"] not in _UNDER_WAY).result():
+        if self._background.stopping or self._background.change(lambda: self._get(name)["state"] not in _UNDER_WAY):
             self._kill()
         code = process.wait()
         self._running = None
-        words = (job / "log").read_text("utf-8", "replace").strip().splitlines()
-        reason = words[-1] if words else f"the process ended with {code}"
+        if self._background.stopping:
+            return
+        if code:
+            words = (job / "log").read_text("utf-8", "replace").strip().splitlines()
+            self._fail(name, words[-1] if words else f"the process ended with {code}")
+        else:
+            self._background.change(lambda: self._advance(name, "PIPELINE_STATE_SUCCEEDED"))
 
-        def end() -> None:
-            body = self._store.get(_KIND, name)
-            if body and body["state"] in _UNDER_WAY and not self._stopping:
-                self._set(name, "PIPELINE_STATE_FAILED" if code else "PIPELINE_STATE_SUCCEEDED", reason if code else "")
+    def _fail(self, name: str, reason: str) -> None:
+        self._background.change(lambda: self._advance(name, "PIPELINE_STATE_FAILED", reason))
 
-        self._submit(end).result()
-
-    def _start(self, name: str) -> bool:
+    def _advance(self, name: str, state: str, reason: str = "") -> bool:
+        """Change a job that has not ended meanwhile; whether it had not."""
         body = self._store.get(_KIND, name)
         if body is None or body["state"] not in _UNDER_WAY:
-            return False  # cancelled or deleted while it waited
-        self._set(name, "PIPELINE_STATE_RUNNING")
+            return False
+        self._set(name, state, reason)
         return True
 
     def _kill(self) -> None:

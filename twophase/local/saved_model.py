@@ -2,7 +2,8 @@
 
 The platform itself never imports TensorFlow (seconds, and half a gigabyte). A `SavedModel` starts its process, speaks
 to it over a socket, one request at a time, starts it again should it die, and takes it along when nothing refers to
-the `SavedModel` any more: the process ends when the other side of the socket does.
+the `SavedModel` any more: the process ends when the other side of the socket does. A batch job's process holds a
+`LoadedModel` itself.
 
 Requests and answers are TensorFlow Serving's row format: an instance is a value, or an object of one value an input; so
 is a prediction. Bytes are {"b64": ...}. The signature is `serving_default`.
@@ -29,30 +30,43 @@ from twophase.serving.instances import LIMITS
 from twophase.serving.predictor import parse
 from twophase.serving.refusal import Refusal
 
+QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+"""The environment of a process that answers: no chatter of TensorFlow's, and no device of others."""
+
+
+def require_tensorflow() -> None:
+    """Raise `TwoPhaseError` where TensorFlow is not installed."""
+    if not importlib.util.find_spec("tensorflow"):
+        raise TwoPhaseError(
+            "a SavedModel that is no release is answered by TensorFlow, which is not installed here: "
+            "pip install 'twophase[train]'"
+        )
+
+
+def refuse_parameters(parameters: Any) -> None:
+    """Raise `Refusal` where a request has parameters."""
+    if parameters:
+        raise Refusal(400, "parameters: mean nothing to a SavedModel that is no release; leave them out")
+
 
 class SavedModel:
     """A SavedModel that answers. Raises `TwoPhaseError` when it does not load, or TensorFlow is not installed."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        if not importlib.util.find_spec("tensorflow"):
-            raise TwoPhaseError(
-                "a SavedModel that is no release is answered by TensorFlow, which is not installed here: "
-                "pip install 'twophase[train]'"
-            )
+        require_tensorflow()
         self._thread = ThreadPoolExecutor(1, "saved-model")
         self._start()
 
     async def answer(self, body: bytes, content_type: bytes = b"application/json") -> list[Any]:
         """The predictions that a request's body asks for. Raises `Refusal`."""
         instances, parameters = parse(body)
-        if parameters:
-            raise Refusal(400, "parameters: mean nothing to a SavedModel that is no release; leave them out")
+        refuse_parameters(parameters)
         if not isinstance(instances, list) or not 1 <= len(instances) <= LIMITS.instances:
             raise Refusal(400, f"instances: send a list of 1 to {LIMITS.instances}")
         said = await asyncio.get_running_loop().run_in_executor(self._thread, self._ask, orjson.dumps(instances))
         if "error" in said:
-            raise Refusal(400, f"instances: are not what this model takes: {said['error']}")
+            raise Refusal(400, said["error"])
         predictions: list[Any] = said["predictions"]
         return predictions
 
@@ -77,43 +91,62 @@ class SavedModel:
                 [sys.executable, "-m", "twophase.local.saved_model", str(self._folder), str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""},
+                env={**os.environ, **QUIET},
             )
         threading.Thread(target=process.wait, daemon=True).start()  # leave no zombie
         self._channel = Connection(ours.detach())
         try:
             said = orjson.loads(self._channel.recv_bytes())
         except (EOFError, OSError):
-            said = {"error": "its process ended at once"}
+            said = {"error": "this SavedModel does not load: its process ended at once"}
         if "error" in said:
-            raise TwoPhaseError(f"this SavedModel does not load: {said['error']}")
+            raise TwoPhaseError(said["error"])
+
+
+class LoadedModel:
+    """A SavedModel in this process. Raises `TwoPhaseError` when it does not load."""
+
+    def __init__(self, folder: Path) -> None:
+        import tensorflow as tf
+
+        try:
+            self._infer = tf.saved_model.load(str(folder)).signatures["serving_default"]
+        except Exception as error:  # whatever TensorFlow raises is the model's reason
+            raise TwoPhaseError(f"this SavedModel does not load: {_words(error)}") from None
+        self._inputs = self._infer.structured_input_signature[1]
+        self._constant = tf.constant
+
+    def predict(self, instances: list[Any]) -> list[Any]:
+        """One prediction an instance, as JSON has them. Raises `Refusal`."""
+        try:
+            given = {
+                name: self._constant(column, self._inputs[name].dtype)
+                for name, column in columns(instances, set(self._inputs)).items()
+            }
+            return rows({name: value.numpy() for name, value in self._infer(**given).items()}, len(instances))
+        except Exception as error:
+            raise Refusal(400, f"instances: are not what this model takes: {_words(error)}") from None
 
 
 def work(folder: Path, channel: Connection) -> None:
     """Load, say so, and answer until the other side is gone."""
-    import tensorflow as tf
-
     try:
-        infer = tf.saved_model.load(str(folder)).signatures["serving_default"]
-        channel.send_bytes(b"{}")
-    except Exception as error:  # whatever TensorFlow raises is the model's reason
-        channel.send_bytes(orjson.dumps({"error": _words(error)}))
+        model = LoadedModel(folder)
+    except TwoPhaseError as error:
+        channel.send_bytes(orjson.dumps({"error": str(error)}))
         return
-    inputs = infer.structured_input_signature[1]
+    channel.send_bytes(b"{}")
     while True:
         try:
             asked = orjson.loads(channel.recv_bytes())
         except EOFError:
             return
+        said: JSON
         try:
-            given = {
-                name: tf.constant(column, inputs[name].dtype) for name, column in columns(asked, set(inputs)).items()
-            }
-            rows_ = rows({name: value.numpy() for name, value in infer(**given).items()}, len(asked))
-            said = orjson.dumps({"predictions": rows_}, default=_text, option=orjson.OPT_SERIALIZE_NUMPY)
-        except Exception as error:
-            said = orjson.dumps({"error": _words(error)})
-        channel.send_bytes(said)
+            said = {"predictions": model.predict(asked)}
+        except Refusal as refusal:
+            said = {"error": str(refusal)}
+        channel.send_bytes(orjson.dumps(said))
 
 
 def columns(instances: list[Any], inputs: set[str]) -> dict[str, list[Any]]:
@@ -134,7 +167,9 @@ def rows(outputs: dict[str, Any], count: int) -> list[Any]:
             raise ValueError(
                 f"the output {name} has shape {list(value.shape)}, not one row for each of {count} instances"
             )
-    values = {name: value.tolist() for name, value in outputs.items()}
+    values = {
+        name: _plain(value.tolist()) if value.dtype.hasobject else value.tolist() for name, value in outputs.items()
+    }
     if len(values) == 1:
         return next(iter(values.values()))
     return [{name: value[i] for name, value in values.items()} for i in range(count)]
@@ -148,10 +183,10 @@ def _value(value: Any) -> Any:
     return [_value(item) for item in value] if isinstance(value, list) else value
 
 
-def _text(value: Any) -> Any:
-    """What JSON has no form for: bytes, which go out as text where they are text."""
-    if not isinstance(value, bytes):
-        raise TypeError
+def _plain(value: Any) -> Any:
+    """Bytes, for which JSON has no form, as text where they are text."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
     try:
         return value.decode()
     except UnicodeDecodeError:
