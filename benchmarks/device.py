@@ -25,8 +25,9 @@ from _report import at_least, at_most, emit, machine, row
 from twophase.device import updates
 from twophase.device.clip import Heard, Story, pack
 from twophase.device.identity import Identity
+from twophase.device.layout import FOLDER_OF
 from twophase.device.listener import HOP
-from twophase.device.spool import FOLDER_OF, FORMAT, opened
+from twophase.device.spool import FORMAT, opened
 
 RATE = 16_000
 HEARD = Heard("porch", "2026-03-01T12:00:00.000+00:00", "trusted", "r-0123456789ab", "fe-0123456789ab", 2.5, 1.0, 3)

@@ -11,8 +11,11 @@ import pytest
 import soundfile
 
 from tests.device.sounds import HEARD, noise
+from twophase.device import store
 from twophase.device.clip import Story, check, pack, sound
-from twophase.device.spool import FORMAT, MIN_BYTES, Limits, opened
+from twophase.device.durable import SpoolFull
+from twophase.device.room import MIN_BYTES, Limits
+from twophase.device.spool import FORMAT, opened
 from twophase.errors import TwoPhaseError, UsageError
 
 
@@ -117,6 +120,75 @@ def test_what_is_in_flight_is_never_dropped_and_what_the_gateway_has_goes_first(
         assert spool.counts["dropped_sent"] == 1
         kept = spool.answer(best, {"label": "Oboe"})  # its story stayed
         assert kept["score"] == HEARD.threshold + 100
+
+
+def test_a_clip_that_made_room_a_moment_ago_still_gets_its_answer(tmp_path: Path) -> None:
+    """The uplink holds its number; pressure takes its sound; its story stays for the answer."""
+    with opened(tmp_path, Limits(max_bytes=MIN_BYTES)) as spool:
+        first = spool.put(noise(0, 16), HEARD)
+        assert first
+        spool.mark_sent(first)
+        for seed in range(1, 60):
+            spool.put(noise(seed, 16), HEARD)
+        assert spool.counts["dropped_sent"] == 1
+        with spool.sending(first) as taken:
+            assert taken is None
+        assert spool.answer(first, {"label": "Oboe"})
+
+
+def test_an_answer_to_a_clip_that_cannot_be_read_is_named_not_swallowed(tmp_path: Path) -> None:
+    with opened(tmp_path) as spool:
+        sequence = spool.put(noise(0), HEARD)
+        assert sequence
+        path = tmp_path / FORMAT / "clips" / "000000000000" / f"{sequence:012d}.flac"
+        path.write_bytes(b"x" + path.read_bytes()[1:])
+        assert spool.answer(sequence, {"label": "Oboe"}) is None
+        assert spool.status()["damaged"] == spool.counts["damaged"] == 1
+        assert spool.waiting(9) == []
+
+
+def test_answers_never_crowd_out_clips(tmp_path: Path) -> None:
+    """Each kept answer of 200 kB: an eighth of 16 MB holds ten."""
+    with opened(tmp_path, Limits(max_bytes=MIN_BYTES)) as spool:
+        for seed in range(14):
+            sequence = spool.put(noise(seed), HEARD)
+            assert sequence
+            assert spool.answer(sequence, {"label": "x" * 200_000})
+        assert [a["sequence"] for a in spool.answers()] == list(range(5, 15))
+    with opened(tmp_path, Limits(max_bytes=MIN_BYTES)) as spool:
+        assert spool.status()["bytes"] > 10 * 200_000
+        assert spool.status()["answers"] == 10
+
+
+def test_a_full_disk_is_made_room_on_also_when_a_folder_is_to_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(tmp_path) as spool:
+        first = spool.put(noise(0), HEARD)
+    full = [True]
+
+    def make_folder(path: Path) -> None:
+        if full.pop() if full else False:
+            raise SpoolFull(f"{path}: full")
+        path.mkdir()
+
+    monkeypatch.setattr(store, "make_folder", make_folder)
+    with opened(tmp_path) as spool:
+        second = spool.put(noise(1), HEARD)
+        assert spool.waiting(9) == [second]
+        assert first != second
+        assert spool.counts["dropped_waiting"] == 1
+
+
+def test_folders_that_became_empty_go(tmp_path: Path) -> None:
+    for _ in range(3):
+        with opened(tmp_path) as spool:
+            sequence = spool.put(noise(0), HEARD)
+            assert sequence
+            spool.forget(sequence)
+    with opened(tmp_path) as spool:
+        assert spool.put(noise(0), HEARD) == 3000
+        assert len(list((tmp_path / FORMAT / "clips").iterdir())) == 2
 
 
 def test_what_waits_can_be_valued_by_another_gate(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ import pytest
 from tests.device.sounds import HEARD, noise
 from tests.faults.disk_device import Disk, build, records, run
 from twophase.device.clip import sound
-from twophase.device.spool import FORMAT, Limits, opened
+from twophase.device.room import Limits
+from twophase.device.spool import FORMAT, opened
 
 SEEDS = int(os.environ.get("SEEDS", "4"))
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
@@ -118,14 +119,17 @@ def test_power_cut_that_drops_and_reorders_what_was_not_synced(shim: Path, tmp_p
 
 
 FAULTS = [(kind, n, once) for kind in ("sync", "write") for n in (errno.EIO, errno.ENOSPC) for once in ("ONCE", "")]
+FAULTS += [("remove", errno.EROFS, "ONCE"), ("remove", errno.EROFS, "")]
 
 
-@pytest.mark.parametrize(("kind", "number", "once"), FAULTS if SEEDS >= 200 else [FAULTS[0], FAULTS[3], FAULTS[7]])
+@pytest.mark.parametrize(
+    ("kind", "number", "once"), FAULTS if SEEDS >= 200 else [FAULTS[0], FAULTS[3], FAULTS[7], FAULTS[9]]
+)
 def test_a_disk_that_is_full_or_fails_at_any_operation(
     shim: Path, tmp_path: Path, kind: str, number: int, once: str
 ) -> None:
     """A typed error, nothing corrupted, and it goes on when the disk does."""
-    operations = range(1, 60 if kind == "write" else 25)
+    operations = range(1, {"write": 60, "sync": 25, "remove": 8}[kind])
     before = run(shim, PROGRAM, 0, 3, root=tmp_path / "before")
     for at in operations if SEEDS >= 200 else [random.Random(kind + once).choice(operations)]:
         folder = tmp_path / f"spool-{at}"

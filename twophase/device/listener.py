@@ -26,12 +26,10 @@ from twophase.audio.windows import AUDIBLE_DB
 from twophase.device.clip import PCM
 from twophase.device.gates import LoadedGate
 from twophase.errors import UsageError
+from twophase.release.scores import BINS, bin_of
 
 HOP = FRONT_END.samples // 2
 """Samples from one window to the next: 0.496 s."""
-
-BINS = 34
-"""Bins of a score histogram: half a logit wide, 17 on each side of the threshold; the outer ones hold all beyond."""
 
 _FULL_SCALE = np.float32(1 / 32768)
 
@@ -51,12 +49,14 @@ class Listening:
     """Share of the rejected windows that go up all the same."""
 
     def __post_init__(self) -> None:
-        if not 2 <= self.max_clip_s <= 600:
-            raise UsageError(f"max_clip_s = {self.max_clip_s}: 2 to 600 seconds are accepted")
-        if not 0 <= self.pre_roll_s + self.post_roll_s <= self.max_clip_s / 2:
-            raise UsageError("pre_roll_s and post_roll_s: together at most half of max_clip_s is accepted")
+        if not 2 <= self.max_clip_s <= 240:  # 8 MB: a gateway takes no more as one clip
+            raise UsageError(f"max_clip_s = {self.max_clip_s}: 2 to 240 seconds are accepted")
+        if not (self.pre_roll_s >= 0 <= self.post_roll_s and self.pre_roll_s + self.post_roll_s <= self.max_clip_s / 2):
+            raise UsageError("pre_roll_s and post_roll_s: 0 or more, together at most half of max_clip_s, is accepted")
         if not 0 <= self.audit_share <= 1:
             raise UsageError(f"audit_share = {self.audit_share}: is no share; 0 to 1 is accepted")
+        if not -120 <= self.min_level_db <= 0:
+            raise UsageError(f"min_level_db = {self.min_level_db}: -120 to 0, which is full scale, is accepted")
         if not self.hysteresis >= 0:
             raise UsageError(f"hysteresis = {self.hysteresis}: 0 or more is accepted")
 
@@ -92,7 +92,7 @@ class Tally:
         """One more window, whose logit is `margin` above the threshold."""
         self.windows += 1
         self.escalated += margin >= 0
-        self.scores[min(max(int(margin // 0.5) + BINS // 2, 0), BINS - 1)] += 1
+        self.scores[bin_of(margin)] += 1
 
 
 @dataclass(frozen=True, slots=True)
