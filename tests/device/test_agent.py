@@ -119,7 +119,13 @@ def test_online_it_sends_gets_its_answer_and_reports(tmp_path: Path, release: Pa
             answered = event(process.stdout, "answered")
             assert (answered["sequence"], answered["score"]) == (heard["sequence"], heard["score"])
             assert answered["answer"]["label"] == "oboe"
+        while not (place / "field.json").exists():  # its first report, and what the gateway made of it
+            time.sleep(0.05)
         assert gateway.store.do(lambda c: c.execute(select(period)).all())
+    (figures,) = json.loads(twophase("status", "--json", "--state", str(place)).stdout)["field"]
+    assert figures["gate"] == heard["gate"]
+    assert 0 <= figures["escalation"]["low"] <= figures["escalation"]["high"] <= 1
+    assert "escalation" in twophase("status", "--state", str(place)).stdout
 
 
 def test_in_development_clips_go_straight_to_an_endpoint(tmp_path: Path, release: Path) -> None:
@@ -192,6 +198,12 @@ def test_settings_that_are_not_known_are_refused_and_named(tmp_path: Path) -> No
         ("[spool]\nmax_bytes = 'much'", "spool.max_bytes = 'much': a int"),
         ("[spool]\nmax_bytes = 1", "too small"),
         ("source = ", "no TOML"),
+        ("report_every_s = 0", "report_every_s = 0.0: 60 seconds"),
+        ("metrics_port = 70000", "is no port"),
+        ("[update]\nevery_s = nan", "every_s = nan: a finite"),
+        ("[listen]\nmin_level_db = 70", "min_level_db = 70.0: -120 to 0"),
+        ("[listen]\npre_roll_s = -1", "0 or more"),
+        ("[daily]\nbytes = 500000", "would never go up"),
     ):
         path.write_text(text)
         with pytest.raises(UsageError, match=says):

@@ -86,6 +86,25 @@ def test_a_newer_gate_replaces_the_old_and_the_one_before_stays(
     assert {p.name for p in (device / "gates").glob("r-*")} == {id_of(release), id_of(newer)}
 
 
+def test_a_gate_in_use_that_is_offered_again_is_never_removed(
+    device: Path, place: Place, release: Path, tmp_path: Path
+) -> None:
+    """Enrolled with the very gate that the repository offers later: there is no moment without it."""
+    state = tmp_path / "other"
+    Identity("porch", place.url, Identity.make(place.url).private_key).write(state)
+    shutil.copy(place.repository / "metadata" / "1.root.json", state / "root.json")
+    updates.install(state, release)
+    file = updates.current(state)[0] / FILES[1]
+    inode = file.stat().st_ino
+    assert updates.update(state, place.url) == updates.Outcome("installed", id_of(release))
+    updates.install(state, release, 7)
+    assert updates.current(state) == (file.parents[1], 7)
+    assert file.stat().st_ino == inode
+    file.write_bytes(b"damaged")
+    updates.install(state, release, 7)  # one that is not whole is replaced
+    assert file.read_bytes() == (release / FILES[1]).read_bytes()
+
+
 def test_a_gate_is_for_its_cohort_and_never_when_halted(device: Path, place: Place, newer: Path) -> None:
     share = next(p for p in range(101) if updates.in_cohort("porch", id_of(newer), p))
     place.offer(newer, share - 1)

@@ -3,7 +3,9 @@
 import random
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ from tests.device.cloud import Cloud, cloud
 from tests.device.sounds import HEARD as SAID
 from tests.device.sounds import noise
 from twophase.audio.frontend import FRONT_END
+from twophase.device import budget, clock
 from twophase.device.budget import Budget, Daily
 from twophase.device.client import Client, NotThisKey
+from twophase.device.clock import Clock
 from twophase.device.enrol import enrol, rotate
 from twophase.device.identity import Identity
 from twophase.device.link import Away
@@ -157,6 +161,82 @@ def test_a_gateway_that_is_away_costs_waits_and_nothing_else(tmp_path: Path) -> 
         assert spool.waiting(9) == [1]
 
 
+@contextmanager
+def portal(code: int, body: bytes) -> Iterator[str]:
+    """What answers everything alike: a hotel's network, a proxy that is being set up."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(code)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_only_the_gateways_own_refusal_makes_a_dead_letter(tmp_path: Path) -> None:
+    refusal = b'{"error": {"code": 400, "message": "clips[0].kind: is a song", "status": "INVALID_ARGUMENT"}}'
+    with opened(tmp_path / "spool") as spool:
+        spool.put(noise(1), HEARD)
+        for code, body in ((200, b"<html>welcome"), (302, b""), (403, b"<html>"), (404, b"{}"), (500, refusal)):
+            with portal(code, body) as url, pytest.raises(Away, match=str(code)):
+                sender(spool, replace(Identity.make(url), device="porch"), tmp_path).round()
+            assert spool.waiting(9) == [1]
+        for code, body in ((400, refusal), (413, b"<html>too large for this proxy")):
+            sequence = spool.put(noise(2), HEARD) if code == 413 else 1
+            with portal(code, body) as url:
+                sender(spool, replace(Identity.make(url), device="porch"), tmp_path).round()
+            assert spool.waiting(9) == []
+            assert (tmp_path / "spool" / "v1" / "refused" / f"{sequence:012d}.flac").is_file()
+
+
+def test_a_disk_that_takes_no_notes_holds_nothing_up(
+    gateway: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What goes up makes room, so neither the clock's floor nor the day's budget waits for the disk."""
+    identity = gateway.enrol(tmp_path, "nine")
+
+    def full(path: Path, value: Any) -> None:
+        raise TwoPhaseError(f"{path}: the disk is full")
+
+    with opened(tmp_path / "spool") as spool:
+        sequence = spool.put(noise(1), HEARD)
+        monkeypatch.setattr(budget, "write_json", full)
+        monkeypatch.setattr(clock, "write_json", full)
+        client = Client(identity, Clock(tmp_path).told)
+        Sender(spool, client, Budget(tmp_path / "budget.json", Daily(calls=5))).round()
+        assert spool.sent(9) == [sequence]
+
+
+def test_many_threads_may_tell_the_time_at_once(tmp_path: Path) -> None:
+    told = Clock(tmp_path)
+    failed: list[BaseException] = []
+
+    def tell(first: int) -> None:
+        try:
+            for hours in range(first, first + 100, 2):
+                told.told(1_800_000_000 + 7200.0 * hours)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=tell, args=(first,)) for first in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+
+
 def test_waits_double_are_capped_jittered_and_heed_the_gateway() -> None:
     backoff = Backoff(random.Random(0))
     waits = [backoff.failed() for _ in range(2000)]
@@ -170,7 +250,8 @@ def test_waits_double_are_capped_jittered_and_heed_the_gateway() -> None:
 
 def test_what_fails_is_tried_again_until_it_goes_well() -> None:
     stop, said = threading.Event(), []
-    results: list[Any] = [Away("no network"), KeyError("clips"), NotThisKey("revoked"), 0.0]
+    results: list[Any] = [Away("no network"), KeyError("clips"), NotThisKey("revoked"), OSError("disk")]
+    results += [TwoPhaseError("disk"), RuntimeError("a slip"), 0.0]
 
     class Impatient(threading.Event):
         def wait(self, timeout: float | None = None) -> bool:
@@ -186,7 +267,7 @@ def test_what_fails_is_tried_again_until_it_goes_well() -> None:
         return float(result)
 
     keep_going(work, stop, said.append)
-    assert [bool(message) for message in said] == [True, True, True, False]
+    assert [bool(message) for message in said] == [True] * 6 + [False]
 
 
 def test_addresses_that_give_a_key_away_are_refused() -> None:

@@ -91,22 +91,26 @@ def device_status(
     state: State = None,
     config: ConfigFile = None,
 ) -> None:
-    """What the device has heard, keeps and waits for."""
-    from twophase.device.agent import known, resting_status, running_status
+    """What the device has heard, keeps and waits for; escalation and recall in the field, as its gateway knows them."""
+    from twophase.device import status as device
 
     place = _state(state)
     settings = _settings(place, config)
     if clips:
-        for clip in known(place, settings):
+        for clip in device.clips(place, settings):
             print_json(clip) if as_json else _say({"event": "answered", **clip})
         return
-    status = running_status(place, settings) or resting_status(place, settings)
+    status = device.running(place, settings) or device.resting(place, settings)
     if as_json:
         print_json(status)
         return
-    spool = status.pop("spool")
+    spool, field = status.pop("spool"), status.pop("field")
     for name, value in {**status, **spool}.items():
         typer.echo(f"{name:14} {value}")
+    for gate in field:
+        shares = " ".join(f"{name} {_share(gate[name])}" for name in ("escalation", "recall"))
+        moved = " ".join(f"{name} {gate[name]:.2f}" for name in ("drift", "change") if gate[name] is not None)
+        typer.echo(f"in the field   {gate['gate']}: {shares} {moved}".rstrip())
 
 
 @device_app.command("send")
@@ -167,6 +171,10 @@ def _settings(state: Path, given: Path | None) -> "Config":
     if given and not given.is_file():
         raise UsageError(f"--config {given}: is no file")
     return read(given or state / "device.toml")
+
+
+def _share(share: dict[str, float] | None) -> str:
+    return f"{share['value']:.1%} ({share['low']:.1%} to {share['high']:.1%})" if share else "not known yet"
 
 
 def _say(event: dict[str, object]) -> None:

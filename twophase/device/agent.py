@@ -5,6 +5,7 @@
     STATE/gates/, updates/              its gate (updates.py)
     STATE/spool/                        its clips (spool.py)
     STATE/clock.json, budget.json       the floor of its clock; the day's spending
+    STATE/field.json                    how its gates do, as the gateway says (status.py)
     STATE/log/device.log                at most 2 MB, the older half in device.log.1
 
 Listening comes first: nothing that the network or the disk does holds it up. Clips pass through a short queue to a
@@ -15,6 +16,7 @@ logged. All else is a thread that tries again for ever. A crash loses the clip t
 import json
 import logging
 import logging.handlers
+import math
 import queue
 import random
 import subprocess
@@ -22,24 +24,22 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import asdict
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from twophase import __version__
-from twophase.device import updates
+from twophase.device import status, updates
 from twophase.device.budget import Budget
 from twophase.device.clip import Heard, utc
 from twophase.device.clock import Clock
 from twophase.device.config import Config
-from twophase.device.durable import SpoolError
 from twophase.device.gates import LoadedGate
 from twophase.device.identity import SCHEME, Identity
 from twophase.device.listener import Detection, Listener
 from twophase.device.sources import stream
-from twophase.device.spool import Spool, opened
+from twophase.device.spool import opened
 from twophase.device.updates import Outcome
 from twophase.errors import TwoPhaseError
 from twophase.files import JSON
@@ -62,7 +62,7 @@ class Agent:
 
     def __init__(self, state: Path, config: Config, said: Callable[[JSON], object] = lambda event: None) -> None:
         """`said` is called with what happens: {"event": "heard"|"answered"|"updated", ...}."""
-        self.state, self.config, self._said = state, config, said
+        self.state, self.config, self._says = state, config, said
         self.identity = Identity.read(state)
         self.clock = Clock(state)
         gate = LoadedGate.load(updates.current(state)[0])
@@ -102,6 +102,7 @@ class Agent:
             "escalated": tally.escalated,
             "audited": tally.audited,
             "lost": self.counts["lost"],
+            "field": status.field_of(self.state),
             "spool": self.spool.status(),
             "trouble": {task: why for task, why in self.trouble.items() if why},
         }
@@ -113,6 +114,10 @@ class Agent:
         self._queue.put(None)
         for thread in self._threads:
             thread.join(timeout=5 if thread.name != "keep" else None)
+
+    def _said(self, event: JSON) -> None:
+        with suppress(OSError):  # nobody listens any more
+            self._says(event)
 
     def _start(self, name: str, task: Callable[[], object]) -> None:
         thread = threading.Thread(target=task, name=name, daemon=True)
@@ -149,9 +154,9 @@ class Agent:
                     sequence = self.spool.put(detection.pcm, heard)
                     self.trouble["keep"] = ""
                     break
-                except SpoolError as error:
+                except Exception as error:  # a disk that fails; whatever it is, the next clip is heard too
                     if self.trouble.get("keep") != str(error):
-                        log.error("%s", error)
+                        log.error("a clip is not kept yet: %s", error)
                     self.trouble["keep"] = str(error)
                     if self._queue.full() or self._stop.wait(1.0):
                         self.counts["lost"] += 1
@@ -165,7 +170,9 @@ class Agent:
     # What goes on beside
 
     def _tasks(self) -> dict[str, Callable[[], object]]:
-        tasks: dict[str, Callable[[], object]] = {"update": self._update}
+        tasks: dict[str, Callable[[], object]] = {}
+        if not self.identity.gateway.startswith(SCHEME):
+            tasks["update"] = self._update
         if self.config.metrics_port:
             tasks["metrics"] = self._metrics
         return {**tasks, "send": self._send, "fetch": self._fetch, "report": self._report}
@@ -196,10 +203,11 @@ class Agent:
         client = self._client()
 
         def report() -> float:
-            told = client.report(status_report(self.listener, self.spool, self.state))
+            ended = len(self.listener.tallies) - 1  # before: a gate may come into use meanwhile
+            told = client.report(status.report(self.listener, self.spool, self.state))
+            del self.listener.tallies[:ended]
             updates.halt(self.state, [str(release) for release in told.get("halted", [])])
-            while len(self.listener.tallies) > 1:  # those that ended have been reported for the last time
-                self.listener.tallies.pop(0)
+            status.told(self.state, told.get("field", []))
             return self.config.report_every_s
 
         self._forever("report", report)
@@ -208,9 +216,12 @@ class Agent:
         wait = random.uniform(60, 600)  # a fleet that starts together does not ask together
         while not self._stop.wait(wait):
             outcome = look_for_update(self.state, self.config.update.url)
-            self.trouble["update"] = outcome.reason
             if outcome.state == "installed":
-                self._exchange(updates.current(self.state)[0])
+                try:
+                    self._exchange(updates.current(self.state)[0])
+                except (TwoPhaseError, OSError) as error:  # the gate in use goes on; the next start takes the new one
+                    outcome = replace(outcome, state="error", reason=str(error))
+            self.trouble["update"] = outcome.reason
             if outcome.state != "current":
                 log.warning("update: %s %s %s", outcome.state, outcome.release, outcome.reason)
                 self._said({"event": "updated", **asdict(outcome)})
@@ -219,10 +230,7 @@ class Agent:
     def _exchange(self, folder: Path) -> None:
         """Let a new gate decide what is heard from now on, and what of the spool is dropped first."""
         self.listener.use(LoadedGate.load(folder))
-        try:
-            self.spool.rescore(LoadedGate.load(folder).margin)  # its own copy: the listener's runs in another thread
-        except SpoolError as error:
-            log.warning("update: clips keep their old worth: %s", error)
+        self.spool.rescore(LoadedGate.load(folder).margin)  # its own copy: the listener's runs in another thread
 
     def _metrics(self) -> None:
         from twophase.device.metrics import serve
@@ -232,25 +240,6 @@ class Agent:
         except OSError as error:
             self.trouble["metrics"] = f"port {self.config.metrics_port}: {error}"
             log.warning("metrics: %s", self.trouble["metrics"])
-
-
-def status_report(listener: Listener, spool: Spool, state: Path) -> JSON:
-    """What the gateway is told: `PUT /v1/status` of docs/gateway.md."""
-    kept = spool.status()
-    dropped = sum(n for name, n in kept["counts"].items() if name.startswith("dropped_"))
-    failed = [{"release": r, "state": "failed", "reason": why} for r, why in updates.failed(state).items()]
-    return {
-        "gate": listener.gate.id,
-        "twophase": __version__,
-        "spool": {
-            "clips": kept["waiting"] + kept["sent"],
-            "bytes": kept["bytes"],
-            "dropped": dropped,
-            "damaged": kept["damaged"],
-        },
-        "periods": [asdict(tally) for tally in listener.tallies],
-        "updates": [{"release": listener.gate.id, "state": "installed", "reason": ""}, *failed][:20],
-    }
 
 
 def connecting(identity: Identity, clock: Clock) -> "Callable[[], Client | Direct]":
@@ -296,7 +285,7 @@ def send_all(state: Path, config: Config, answered: Callable[[JSON], object], wa
             pass
         fetcher, ends = Fetcher(spool, client, answered), time.monotonic() + wait_s
         while spool.expects_answers() and (left := ends - time.monotonic()) > 0:
-            fetcher.round(wait_s=int(min(left, 20)))
+            fetcher.round(wait_s=math.ceil(min(left, 20)))
         return spool.status()
 
 
@@ -311,36 +300,3 @@ def log_to(state: Path, also_stderr: bool) -> None:
         handlers.append(logging.StreamHandler())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", handlers=handlers)
     logging.raiseExceptions = False  # a full disk costs lines of the log, nothing else
-
-
-def known(state: Path, config: Config) -> Iterator[JSON]:
-    """What is known of every clip, answered or provisional. Raises `TwoPhaseError` while another process has them."""
-    with opened(state / "spool", config.spool) as spool:
-        yield from spool.answers()
-
-
-def running_status(state: Path, config: Config) -> JSON | None:
-    """The status of this device's agent; None when none answers, or another device's does."""
-    from http.client import HTTPConnection, HTTPException
-
-    connection = HTTPConnection("127.0.0.1", config.metrics_port or 9, timeout=2)
-    try:
-        connection.request("GET", "/status")
-        status = json.loads(connection.getresponse().read())
-        return status if status["device"] == Identity.read(state).device else None
-    except (OSError, HTTPException, ValueError, KeyError, TypeError):
-        return None
-    finally:
-        connection.close()
-
-
-def resting_status(state: Path, config: Config) -> JSON:
-    """The status of a device whose agent does not run. Raises `TwoPhaseError` when something else holds the spool."""
-    identity = Identity.read(state)
-    with opened(state / "spool", config.spool) as spool:
-        kept: dict[str, Any] = spool.status()
-    try:
-        gate = updates.current(state)[0].name
-    except TwoPhaseError:
-        gate = ""
-    return {"device": identity.device, "gate": gate, "clock_trusted": Clock(state).trusted, "spool": kept}

@@ -2,9 +2,11 @@
 
     STATE/budget.json    the day of UTC by the device's clock, and what went up in it: clips and bytes
 
-A clock that jumps to another day begins another budget. A crash forgets at most the clip that was going up.
+A clock that jumps to another day begins another budget. A crash forgets at most the clip that was going up, or, where
+the disk took nothing, what went up since it last did.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,6 +16,8 @@ from pathlib import Path
 
 from twophase.errors import TwoPhaseError, UsageError
 from twophase.files import read_json, write_json
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,4 +55,7 @@ class Budget:
         """A clip went up."""
         self._calls, self._bytes = self._calls + 1, self._bytes + size
         if self._daily.calls or self._daily.bytes:
-            write_json(self._file, {"day": self._day, "calls": self._calls, "bytes": self._bytes})
+            try:
+                write_json(self._file, {"day": self._day, "calls": self._calls, "bytes": self._bytes})
+            except TwoPhaseError as error:  # what goes up makes room: it does not wait for the disk
+                log.warning("the day's budget is not kept: %s", error)

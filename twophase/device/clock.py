@@ -8,6 +8,8 @@ What waits for a plausible time: gate updates, whose signatures expire. What doe
 clips carry `clock=untrusted` meanwhile, and their order is that of their numbers.
 """
 
+import logging
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -21,14 +23,16 @@ AHEAD_S = 5 * 365 * 86_400.0
 """A device that was off this long, in seconds, has to hear the gateway before it trusts its clock."""
 OFF_S = 300.0
 
+log = logging.getLogger(__name__)
+
 
 class Clock:
-    """This device's clock. Any thread may ask."""
+    """This device's clock. Any thread may ask, and tell."""
 
     def __init__(self, state: Path) -> None:
         """Read the floor that is kept in `state`."""
         self._file = state / "clock.json"
-        self._floor = BUILT
+        self._floor, self._mutex = BUILT, threading.Lock()
         self._told: float | None = None  # the gateway's time when the monotonic clock was 0
         with suppress(TwoPhaseError, ValueError, KeyError, TypeError):  # none yet, or damaged: the program's own age
             self._floor = max(BUILT, float(read_json(self._file, "clock")["floor"]))
@@ -37,10 +41,15 @@ class Clock:
         """The gateway said what time it is."""
         if gateway_time < BUILT:
             return
-        self._told = gateway_time - time.monotonic()
-        if gateway_time > self._floor + 3600:
+        with self._mutex:
+            self._told = gateway_time - time.monotonic()
+            if gateway_time <= self._floor + 3600:
+                return
             self._floor = gateway_time
-            write_json(self._file, {"floor": gateway_time})
+            try:
+                write_json(self._file, {"floor": gateway_time})
+            except TwoPhaseError as error:  # costs an older floor after the next start, and no request
+                log.warning("the clock's floor is not kept: %s", error)
 
     @property
     def trusted(self) -> bool:

@@ -76,11 +76,16 @@ class Link:
             raise Away(f"{self.address}: {error or type(error).__name__}") from None
 
     def failure(self, answer: Answer, value: JSON) -> TwoPhaseError:
-        """What an answer that is not what was asked for means; `value` is its JSON, if it has any."""
-        said = value.get("error", {}) if isinstance(value, dict) else {}
-        message = str(said.get("message", "")) if isinstance(said, dict) else str(said)
+        """What an answer that is not what was asked for means; `value` is its JSON, if it has any.
+
+        3xx, 200 with another body, and 4xx without an `error` are a portal's, or a proxy's that is being set up: they
+        say nothing about what was asked. Only a body that is too large for a proxy will be so again.
+        """
+        said = value.get("error") if isinstance(value, dict) else None
+        message = str(said.get("message", "")) if isinstance(said, dict) else str(said or "")
         message = f"{self.address}: {answer.code} {message or answer.reason}"
-        if not 400 <= answer.code < 500 or answer.code in _TRY_AGAIN:  # 3xx, and 200 with another body: a portal
+        for_good = 400 <= answer.code < 500 and answer.code not in _TRY_AGAIN
+        if not for_good or (said is None and answer.code != 413):
             wait = answer.headers.get("Retry-After", "")
             return Away(message, float(wait) if wait.isdecimal() else 0.0)
         offset = answer.headers.get("Upload-Offset", "")

@@ -4,7 +4,9 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
+from twophase.errors import TwoPhaseError
 from twophase.files import JSON
 
 METRICS = {
@@ -30,14 +32,21 @@ def serve(port: int, status: Callable[[], JSON], stop: threading.Event) -> None:
     """Answer on 127.0.0.1 until `stop`. Raises `OSError` when the port is taken."""
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = 10  # seconds; so that nobody holds a thread for ever
+
         def do_GET(self) -> None:
-            if self.path == "/metrics":
-                kind, text = "text/plain; version=0.0.4", _text(status())
-            elif self.path == "/status":
-                kind, text = "application/json", json.dumps(status())
-            else:
+            if self.path not in ("/metrics", "/status"):
                 self.send_error(404)
                 return
+            try:
+                now = status()
+            except TwoPhaseError as error:  # the disk fails
+                self.send_error(503, explain=str(error))
+                return
+            if self.path == "/metrics":
+                kind, text = "text/plain; version=0.0.4", _text(now)
+            else:
+                kind, text = "application/json", json.dumps(now)
             body = text.encode()
             self.send_response(200)
             self.send_header("Content-Type", kind)
@@ -48,7 +57,11 @@ def serve(port: int, status: Callable[[], JSON], stop: threading.Event) -> None:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """Whoever asked is gone; nothing of that is for a log."""
+
+    with Server(("127.0.0.1", port), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         stop.wait()

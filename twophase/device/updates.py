@@ -29,7 +29,7 @@ from twophase.device.clock import Clock
 from twophase.device.gates import FILES, LoadedGate
 from twophase.device.identity import Identity
 from twophase.errors import TwoPhaseError
-from twophase.files import disk_error, read_json, sync, sync_tree, write_json
+from twophase.files import digest, disk_error, read_json, sync, sync_tree, write_json
 
 if TYPE_CHECKING:
     from tuf.ngclient import Updater
@@ -123,7 +123,8 @@ def _try(state: Path, updater: "Updater", release: str, serial: int) -> Outcome:
         raise ValueError(f"{release!r} is no release")
     gates = state / "gates"
     aside = gates / f".new-{release}"
-    shutil.rmtree(aside, ignore_errors=True)
+    for left in gates.glob(".new-*"):  # by a crash
+        shutil.rmtree(left, ignore_errors=True)
     try:
         for name in FILES:
             _fetch(updater, f"{release}/{name}", aside / name)
@@ -146,6 +147,10 @@ def _try(state: Path, updater: "Updater", release: str, serial: int) -> Outcome:
 
 
 def _put(aside: Path, folder: Path) -> None:
+    """Put a gate in its place. One that is there, whole and the same, stays: it may be the one in use."""
+    if all((folder / name).is_file() and digest(folder / name) == digest(aside / name) for name in FILES):
+        shutil.rmtree(aside, ignore_errors=True)
+        return
     sync_tree(aside)
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)

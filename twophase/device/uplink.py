@@ -18,9 +18,9 @@ from collections.abc import Callable
 from twophase.device.budget import Budget
 from twophase.device.client import Client, NotThisKey
 from twophase.device.direct import Direct
-from twophase.device.durable import SpoolError
 from twophase.device.link import Away, Refused
 from twophase.device.spool import Spool
+from twophase.errors import TwoPhaseError
 from twophase.files import JSON, digest
 
 SHORTEST_S, LONGEST_S = 1.0, 900.0
@@ -195,13 +195,13 @@ def keep_going(
             failed("")
             news.wait(wait)
             continue
-        except (Away, SpoolError, Refused) as error:
-            failed(str(error))
-            wait = backoff.failed(error.retry_after_s if isinstance(error, Away) else 0.0)
         except NotThisKey as error:
             failed(str(error))
             wait = LONGEST_S
-        except (KeyError, TypeError, ValueError) as error:
+        except (TwoPhaseError, OSError) as error:
+            failed(str(error))
+            wait = backoff.failed(error.retry_after_s if isinstance(error, Away) else 0.0)
+        except Exception as error:  # whatever it is, a newer gateway or a newer version may mend it: nothing ends here
             failed(f"the gateway answers what this version does not understand ({error!r})")
             wait = backoff.failed()
         stop.wait(wait)
