@@ -9,6 +9,7 @@ from sqlalchemy import create_engine
 from tests.gateway.remote import Device, Process, serving
 from twophase.gateway import devices
 from twophase.gateway.server import open_store
+from twophase.gateway.store import Store
 
 NOWHERE = ("--api-endpoint", "http://127.0.0.1:9")
 """A classifier that does not answer: clips wait."""
@@ -59,4 +60,14 @@ def enrol(gateway: tuple[Path, str]) -> Iterator[Callable[[str], Device]]:
             return device
 
         yield enrol
+    store.close()
+
+
+@pytest.fixture
+def store(tmp_path: Path, database: str) -> Iterator[Store]:
+    """A gateway's memory, with forty devices that are expected."""
+    store = open_store(tmp_path, database)
+    for i in range(40):
+        store.do(lambda c, i=i: devices.expect(c, f"d{i}"))
+    yield store
     store.close()

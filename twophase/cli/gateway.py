@@ -139,12 +139,16 @@ def gateway_events(home: GatewayHome = None, database: Database = "", as_json: A
 
 @gateway_app.command("field")
 def gateway_field(home: GatewayHome = None, database: Database = "", as_json: AsJson = False) -> None:
-    """How gates do in the field: escalation, recall and drift of each, with 95 % intervals."""
+    """How gates do in the field: escalation and recall of each with 95 % intervals, and how its scores moved.
+
+    Drift: against its release's validation clips, in the likeliest mixture; change: against its first week here.
+    """
     from dataclasses import asdict
 
     from twophase.gateway import field
+    from twophase.gateway.published import published
 
-    found = _store(home, database).do(field.figures)
+    found = _store(home, database).do(lambda c: field.figures(c, lambda gate: published(_home(home), gate)))
     if as_json:
         print_json([asdict(item) for item in found])
         return
@@ -153,14 +157,14 @@ def gateway_field(home: GatewayHome = None, database: Database = "", as_json: As
     def share(value: field.Share | None) -> str:
         return f"{value.value:.1%} ({value.low:.1%} to {value.high:.1%})" if value else "not known yet"
 
-    def drift(value: float | None) -> str:
+    def moved(value: float | None) -> str:
         return "not known yet" if value is None else f"{value:.3f}"
 
-    rows = [
-        [f.gate, str(f.devices), f"{f.windows:,}", share(f.escalation), share(f.recall), str(f.audited), drift(f.drift)]
-        for f in found
-    ]
-    table(["gate", "devices", "windows", "escalation", "recall", "audited", "drift"], rows)
+    rows = []
+    for f in found:
+        counts = [str(f.devices), f"{f.windows:,}", str(f.audited)]
+        rows.append([f.gate, *counts, share(f.escalation), share(f.recall), moved(f.drift), moved(f.change)])
+    table(["gate", "devices", "windows", "audited", "escalation", "recall", "drift", "change"], rows)
 
 
 def _home(home: Path | None) -> Path:

@@ -11,16 +11,17 @@ with the clips that it rests on, in a form that the trigger on new data (`pipeli
 import csv
 import io
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy import select
 
-from twophase.errors import TwoPhaseError
-from twophase.files import new_directory, read_json, write_json
+from twophase.files import new_directory, write_json
 from twophase.gateway import field
+from twophase.gateway.published import Published, published
 from twophase.gateway.store import Store, clip, log, note
-from twophase.release.manifest import EXTRA
 
 WHAT = "advice"
 _SUFFIXES = {b"fLaC": ".flac", b"RIFF": ".wav", b"OggS": ".ogg"}
@@ -36,26 +37,28 @@ class Advice:
     why: str
 
 
-def advise(figures: list[field.Field], promised: dict[str, float]) -> list[Advice]:
-    """What figures of the field call for; `promised` is each gate's recall when its threshold was chosen."""
+def advise(figures: list[field.Field], promised: Callable[[str], Published]) -> list[Advice]:
+    """What figures of the field call for, by what was promised of each gate."""
     found = []
     for f in figures:
-        if f.recall is not None and f.recall.high < promised.get(f.gate, 0.0):
+        chosen_for = promised(f.gate).recall
+        if f.recall is not None and chosen_for is not None and f.recall.high < chosen_for:
             between = f"between {f.recall.low:.1%} and {f.recall.high:.1%}"
-            found.append(Advice(f.gate, "retune", f"its recall is {between}, chosen for {promised[f.gate]:.1%}"))
-        if f.drift is not None and f.drift > field.DRIFTED:
-            found.append(
-                Advice(f.gate, "retrain", f"its scores drifted: stability index {f.drift:.2f} > {field.DRIFTED}")
-            )
+            found.append(Advice(f.gate, "retune", f"its recall is {between}, chosen for {chosen_for:.1%}"))
+        moved = {"no mixture of its validation clips explains its scores": f.drift, "its scores changed": f.change}
+        far = {words: index for words, index in moved.items() if index is not None and index > field.DRIFTED}
+        if why := [f"{words}: stability index {index:.2f}" for words, index in far.items()]:
+            found.append(Advice(f.gate, "retrain", f"{'; '.join(why)} > {field.DRIFTED}"))
     return found
 
 
 def give(store: Store, home: Path, news: Path | None) -> list[Advice]:
     """Give the advice that was not given before; what is new of it. Raises `TwoPhaseError` for a bad `news`."""
-    figures = store.do(field.figures)
+    promised = partial(published, home)
+    figures = store.do(lambda c: field.figures(c, promised))
     given = store.do(lambda c: set(c.scalars(select(log.c.message).where(log.c.what == WHAT))))
     new = []
-    for item in advise(figures, _promised(home, [f.gate for f in figures])):
+    for item in advise(figures, promised):
         if any(message.startswith(f"{item.gate} {item.do}:") for message in given):
             continue
         if news is not None:
@@ -93,15 +96,3 @@ def _write(store: Store, home: Path, folder: Path, item: Advice, figures: field.
 def _suffix(path: Path) -> str:
     with path.open("rb") as file:
         return _SUFFIXES.get(file.read(4), ".mp3")
-
-
-def _promised(home: Path, gates: list[str]) -> dict[str, float]:
-    """The recall that each published gate's threshold was chosen for."""
-    found = {}
-    for gate in gates:
-        for path in (home / "updates" / "targets" / gate / EXTRA).glob("*.release.json"):
-            try:
-                found[gate] = float(read_json(path, "release manifest")["operating_point"]["recall"])
-            except (TwoPhaseError, KeyError, TypeError, ValueError):
-                continue  # not a manifest that says so: no promise
-    return found

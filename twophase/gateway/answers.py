@@ -54,7 +54,7 @@ def put(c: Connection, device: str, sequence: int, answer: JSON) -> bool:
 def lost(c: Connection, device: str, sequence: int) -> None:
     """A stored clip is not on the disk any more: the device, which keeps it until the answer, is to send it again."""
     which = (clip.c.device == device, clip.c.sequence == sequence, clip.c.state == "stored")
-    c.execute(update(clip).where(*which).values(state="receiving", stored=None))
+    c.execute(update(clip).where(*which).values(state="receiving", stored=None, job=None))
     note(c, "clip lost", device, f"sequence {sequence} is not on the disk; it is asked for again")
 
 

@@ -8,23 +8,27 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
 import orjson
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
 from twophase.files import JSON
-from twophase.gateway import answers, devices, field, intake, proofs
+from twophase.gateway import answers, devices, field, intake, observed, proofs, reports
 from twophase.gateway.asking import Asking
 from twophase.gateway.classifier import Classifier
 from twophase.gateway.intake import Intake, Quota
 from twophase.gateway.observed import Metrics
 from twophase.gateway.proofs import NotThisKey, Verifier
+from twophase.gateway.published import published
 from twophase.gateway.refused import Refused, later
-from twophase.gateway.store import Store, note
+from twophase.gateway.store import Store, note, words
 from twophase.serving.asgi import JSON_TYPE, Receive, Scope, Send, header, read_body, respond
 from twophase.serving.refusal import Refusal
 
@@ -32,7 +36,9 @@ UPLOADS = 64
 """Uploads at the same time; whoever comes then is told when to come back."""
 BODY_BYTES = 1 << 20
 SILENT_S = 60.0
-"""How long an upload may stand still."""
+"""How long a body may stand still,"""
+UPLOAD_S = 600.0
+"""and how long one request of an upload may take: what came is kept, so the next one goes on."""
 WAIT_S = 30.0
 """The longest that a device can wait for answers in one request."""
 
@@ -58,6 +64,7 @@ class Gateway:
         (home / "updates").mkdir(exist_ok=True)
         self._updates = StaticFiles(directory=home / "updates")
         self._asking = Asking(store, classifier, self._intake.path, self._tell)
+        self._promised = partial(published, home)
         self.metrics = Metrics(self._gauges)
 
     def close(self) -> None:
@@ -79,8 +86,11 @@ class Gateway:
         except Refusal as refusal:
             code = refusal.code
             await self._respond(send, refusal.to_json(), code)
-        except Exception:
-            _logger.exception("a request failed")
+        except Exception as error:
+            if isinstance(error, SQLAlchemyError):  # a full disk, a database that is away: nothing of this program's
+                _logger.error("the database failed: %s", words(error))
+            else:
+                _logger.exception("a request failed")
             failed = later(503, "the gateway failed at this request; its log has the details")
             code = failed.code
             await self._respond(send, failed.to_json(), code, tuple(failed.headers.items()))
@@ -98,11 +108,11 @@ class Gateway:
             case "GET" | "HEAD", ["healthz"]:
                 return Answer({"status": "ok"})
             case "POST", ["v1", "enrol"]:
-                return Answer(await self._enrol(scope, await read_body(scope, receive, BODY_BYTES)))
+                return Answer(await self._enrol(scope, await _body(scope, receive)))
             case "PATCH", ["v1", "clips", number]:
                 return await self._append(scope, receive, number)
             case ("POST", ["v1", "clips" | "answers"]) | ("GET", ["v1", "answers"]) | ("PUT", ["v1", "key" | "status"]):
-                body = await read_body(scope, receive, BODY_BYTES)
+                body = await _body(scope, receive)
                 device, key = await self._device(scope, body)
                 return Answer(await self._call(method, parts[1], device, key, scope, body))
         raise Refused(
@@ -123,8 +133,10 @@ class Gateway:
             case "key":
                 return await self._replace_key(device, key, value)
             case _:
-                report = field.parse(value)
-                return await self._in_store(lambda c: field.report(c, device, report))
+                report = reports.parse(value)
+                halted = await self._in_store(lambda c: reports.report(c, device, report))
+                figures = await self._in_store(lambda c: field.figures(c, self._promised, device))
+                return {"halted": halted, "field": [asdict(item) for item in figures]}
 
     async def _enrol(self, scope: Scope, body: bytes) -> JSON:
         proof = proofs.read(_header(scope, b"dpop"))
@@ -224,7 +236,7 @@ class Gateway:
         return path.read_text() if path.is_file() else None
 
     def _gauges(self) -> dict[str, float]:
-        counts = self._store.do(field.counts)
+        counts = self._store.do(observed.counts)
         up = 0.0 if self._asking.trouble else 1.0
         return {**counts, "classifier_up": up, "batch_jobs_made": float(self._asking.jobs_made)}
 
@@ -232,14 +244,24 @@ class Gateway:
         return await asyncio.wrap_future(self._store.submit(call))
 
 
+async def _body(scope: Scope, receive: Receive) -> bytes:
+    try:
+        async with asyncio.timeout(SILENT_S):
+            return await read_body(scope, receive, BODY_BYTES)
+    except TimeoutError:
+        raise Refused(408, f"the body did not come within {SILENT_S:g} s") from None
+
+
 async def _parts(receive: Receive) -> AsyncIterator[bytes]:
-    """The body of an upload as it comes. Raises `Refused` 408 when the sender is gone or stands still."""
-    more = True
+    """The body of an upload as it comes. Raises `Refused` 408 when the sender is gone, stands still, or drips."""
+    ends, more = time.monotonic() + UPLOAD_S, True
     while more:
         try:
-            message = await asyncio.wait_for(receive(), SILENT_S)
+            message = await asyncio.wait_for(receive(), min(SILENT_S, ends - time.monotonic()))
         except TimeoutError:
-            raise Refused(408, f"nothing came for {SILENT_S:.0f} s; what had come is kept") from None
+            raise Refused(
+                408, f"nothing came for {SILENT_S:g} s, or not all in {UPLOAD_S:g} s; what had come is kept"
+            ) from None
         if message["type"] == "http.disconnect":
             raise Refused(408, "the connection closed; what had come is kept")
         yield message.get("body", b"")

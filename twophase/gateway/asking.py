@@ -9,6 +9,7 @@ again rather than made again. Asking twice is harmless: the first answer stays (
 """
 
 import logging
+import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -100,14 +101,23 @@ class Asking:
         return self._ending, _POLL_S  # one clip more changes nothing now
 
     def _ask(self, found: list[Row[Any]]) -> None:
-        for row in found:
+        """Ask about clips one by one. One that the classifier fails at does not hold up the others."""
+        failed: Away | None = None
+        for row in random.sample(found, len(found)):
             if self._ending.is_set():
                 return
             path = self._path(row.device, row.sequence)
-            if path.is_file():
+            if not path.is_file():
+                self._lost(row)
+                continue
+            try:
                 self._put([(row.device, row.sequence, self._classifier.predict(path))])
-            else:
-                self._store.do(lambda c, row=row: answers.lost(c, row.device, row.sequence))  # type: ignore[misc]
+            except Away as error:
+                if failed is not None:  # it is not the clip
+                    raise
+                failed = error
+        if failed is not None:
+            raise failed
 
     def _start(self) -> None:
         """Make one job of everything that waits."""
@@ -124,11 +134,22 @@ class Asking:
         def members(c: Connection) -> list[Row[Any]]:
             return list(c.execute(select(clip.c.device, clip.c.sequence).where(clip.c.job == id)))
 
-        found = self._store.do(members)
-        pairs = ((f"{row.device}/{row.sequence}", self._path(row.device, row.sequence)) for row in found)
-        name = self._classifier.submit(id, ((key, path) for key, path in pairs if path.is_file()))
+        there = []
+        for row in self._store.do(members):
+            path = self._path(row.device, row.sequence)
+            if path.is_file():
+                there.append((f"{row.device}/{row.sequence}", path))
+            else:
+                self._lost(row)
+        if not there:
+            self._store.do(lambda c: c.execute(delete(job).where(job.c.id == id)))
+            return
+        name = self._classifier.submit(id, there)
         self._store.do(lambda c: c.execute(update(job).where(job.c.id == id).values(name=name)))
         self.jobs_made += 1
+
+    def _lost(self, row: Row[Any]) -> None:
+        self._store.do(lambda c: answers.lost(c, row.device, row.sequence))
 
     def _follow(self, running: Row[Any]) -> bool:
         """Take a job one step further; whether it is over."""

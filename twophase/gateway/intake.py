@@ -8,11 +8,13 @@ and a crash at any moment leaves a clip that goes on at its offset, or, where th
 """
 
 import asyncio
+import errno
 import os
 import re
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -26,8 +28,14 @@ from twophase.gateway.store import Store, clip, note
 
 KINDS = ("escalation", "audit")
 ANNOUNCED_AT_ONCE = 100
+UPLOADS_EACH = 4
+"""Uploads of one device at the same time: a device sends one, and may not know yet that its last connection broke."""
+FULL_S = 600.0
+"""When to come back to a gateway whose disk is full."""
 _DAY_S = 86_400.0
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+RELEASE = re.compile(r"r-[0-9a-f]{12}")
+"""A gate's name, which is a release's id; names of files are made of it."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ class Intake:
         taken, 507 when the disk is full.
         """
         if shutil.disk_usage(self._clips).free < self._quota.free_bytes:
-            raise later(507, "the gateway's disk is full; its operator has to make room", 600)
+            raise later(507, "the gateway's disk is full; its operator has to make room", FULL_S)
         taken = await self._wrap(lambda c: self._announce(c, device, clips, front_end))
         return [await self._with_offset(device, answer) for answer in taken]
 
@@ -89,13 +97,16 @@ class Intake:
         if row.state != "receiving":
             return {"sequence": sequence, "state": row.state}, row.bytes
         key, me = (device, sequence), object()
+        if key not in self._uploads and sum(owner == device for owner, _ in self._uploads) >= UPLOADS_EACH:
+            raise later(429, f"{device}: {UPLOADS_EACH} uploads of this device are under way; end one first")
         self._uploads[key] = me
         path = self.path(device, sequence)
         try:
-            if not path.parent.is_dir():
-                path.parent.mkdir(exist_ok=True)
-                await asyncio.to_thread(sync, self._clips)
-            size = await self._receive(path, offset, row.bytes, body, lambda: self._uploads.get(key) is me)
+            with _disk():
+                if not path.parent.is_dir():
+                    path.parent.mkdir(exist_ok=True)
+                    await asyncio.to_thread(sync, self._clips)
+                size = await self._receive(path, offset, row.bytes, body, lambda: self._uploads.get(key) is me)
             await self._sync(path)
             if size == row.bytes:
                 await self._complete(device, sequence, path, row.sha256)
@@ -123,11 +134,13 @@ class Intake:
 
     async def _sync(self, path: Path) -> None:
         """Make a file and its name durable; what the disk failed to keep is not trusted again."""
-        try:
-            await asyncio.to_thread(_sync, path)
-        except OSError as error:
-            path.unlink(missing_ok=True)
-            raise later(503, f"the gateway's disk failed ({error.strerror}); send this clip again") from None
+        with _disk():
+            try:
+                await asyncio.to_thread(_sync, path)
+            except OSError:
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
+                raise
 
     async def _with_offset(self, device: str, answer: JSON) -> JSON:
         """Say how much of a clip is here; one that is all here, from before a crash, is stored now."""
@@ -148,7 +161,7 @@ class Intake:
     async def _complete(self, device: str, sequence: int, path: Path, sha256: str) -> None:
         """Store a clip that is all here and synced. Raises `Refused` 422, and forgets the bytes, when they differ."""
         if await asyncio.to_thread(digest, path) != sha256:
-            path.unlink()
+            path.unlink(missing_ok=True)
             raise Refused(
                 422,
                 f"clips/{sequence}: its bytes do not have the announced SHA-256; send it again from 0",
@@ -207,14 +220,13 @@ def _checked(item: JSON, name: str) -> Announced:
 
     if not isinstance(item, dict):
         raise Refused(400, f"{name}: is no object")
-    text = (str, lambda v: 0 < len(v) <= 64, "a name of 1 to 64 characters is accepted")
     return Announced(
         field("sequence", int, lambda v: 0 < v < 1 << 62, "a whole number from 1 on is accepted"),
         field("sha256", str, _SHA256.fullmatch, "64 hex digits are accepted"),
         field("bytes", int, lambda v: 0 < v < 1 << 40, "the size of the file is accepted"),
         field("kind", str, KINDS.__contains__, f"{' or '.join(KINDS)} is accepted"),
-        field("gate", *text),
-        field("front_end", *text),
+        field("gate", str, RELEASE.fullmatch, "a release's id is accepted"),
+        field("front_end", str, lambda v: 0 < len(v) <= 64, "a name of 1 to 64 characters is accepted"),
         float(field("score", (int, float), lambda v: abs(v) < 1e6, "a finite number is accepted")),
         field("windows", int, lambda v: 0 < v < 1 << 31, "a number of windows is accepted"),
         field("captured", str, _is_time, "a time such as 2026-03-01T12:00:00Z is accepted"),
@@ -254,6 +266,17 @@ def _rejected(new: Announced, code: int, why: str) -> JSON:
 def _store(c: Connection, device: str, sequence: int) -> None:
     which = (clip.c.device == device, clip.c.sequence == sequence, clip.c.state == "receiving")
     c.execute(update(clip).where(*which).values(state="stored", stored=time.time()))
+
+
+@contextmanager
+def _disk() -> Iterator[None]:
+    """What a disk that is full or fails means to a device: to send again later."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise later(507, "the gateway's disk is full; its operator has to make room", FULL_S) from None
+        raise later(503, f"the gateway's disk failed ({error.strerror}); send this clip again") from None
 
 
 def _sync(path: Path) -> None:

@@ -5,6 +5,9 @@ from collections.abc import Callable, Iterator
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
+from sqlalchemy import Connection, func, select
+
+from twophase.gateway.store import clip, device, halted
 
 _BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -34,6 +37,16 @@ class Metrics:
     def refused_key(self) -> None:
         """Count one proof that was not accepted."""
         self._refused.inc()
+
+
+def counts(c: Connection) -> dict[str, float]:
+    """The gauges that the database knows."""
+    clips = dict(map(tuple, c.execute(select(clip.c.state, func.count()).group_by(clip.c.state))))
+    return {
+        **{f"clips_{state}": float(clips.get(state, 0)) for state in ("receiving", "stored", "answered", "done")},
+        "devices": float(c.scalar(select(func.count()).where(device.c.state == "active")) or 0),
+        "releases_halted": float(c.scalar(select(func.count()).select_from(halted)) or 0),
+    }
 
 
 class _Gauges(Collector):

@@ -13,10 +13,13 @@ from typing import Any
 from sqlalchemy import Connection, delete, select, update
 
 from twophase.errors import TwoPhaseError
-from twophase.gateway.store import Store, clip, day, device, note, outcome, period
+from twophase.gateway.store import Store, clip, code, day, device, note, outcome, period
 
 ABANDONED_S = 7 * 86_400.0
 """An upload that was announced this long ago and never ended is given up; the device announces it again."""
+
+_OVER_S = 90 * 86_400.0
+"""A period that was not reported for this long goes on no more."""
 
 _NOTHING: dict[str, Any] = {
     column.name: None
@@ -59,6 +62,8 @@ def expire(store: Store, home: Path, keep_days: float) -> int:
     def expire(c: Connection) -> int:
         old = clip.c.announced < now - keep_days * 86_400
         c.execute(delete(clip).where(clip.c.state == "receiving", clip.c.announced < now - ABANDONED_S))
+        c.execute(delete(period).where(period.c.reported < now - _OVER_S))
+        c.execute(delete(code).where(code.c.expires < now - _OVER_S))
         fetched = (clip.c.state == "done", clip.c.sha256.is_not(None), old)
         return c.execute(update(clip).where(*fetched).values(**_NOTHING)).rowcount
 

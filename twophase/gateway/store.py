@@ -8,7 +8,7 @@
     day      the increments of those counters, by day, gate and device
     outcome  how the installation of a release ended on a device
     halted   releases that no device shall install any more
-    event    what was refused or recommended, newest kept
+    event    what was refused or recommended; a flood of one kind displaces no other
 
 Calls that wait at the same time share one transaction, each in a savepoint of its own: a thousand devices cost one sync
 of the disk, not a thousand. A call's result is handed out only after the commit. A crash leaves the last commit.
@@ -166,13 +166,13 @@ def upsert(connection: Connection, table: Table, values: dict[str, Any]) -> None
 
 
 def note(connection: Connection, what: str, device: str, message: str) -> None:
-    """Write an event down; the oldest beyond `EVENTS_KEPT` go."""
+    """Write an event down; of its own kind, those go that are older than the last `EVENTS_KEPT` of all."""
     result = connection.execute(
         insert(log).values(at=time.time(), what=what, device=device[:100], message=message[:500])
     )
     newest = result.inserted_primary_key
     if newest is not None and newest[0] % 100 == 0:
-        connection.execute(delete(log).where(log.c.id <= newest[0] - EVENTS_KEPT))
+        connection.execute(delete(log).where(log.c.what == what, log.c.id <= newest[0] - EVENTS_KEPT))
 
 
 class Store:
@@ -192,7 +192,7 @@ class Store:
                 if found is None:
                     connection.execute(insert(_schema).values(number=SCHEMA))
         except (SQLAlchemyError, ImportError) as error:
-            raise TwoPhaseError(f"{place}: this database cannot be used ({_words(error)}); name another") from None
+            raise TwoPhaseError(f"{place}: this database cannot be used ({words(error)}); name another") from None
         if found not in (None, SCHEMA):
             raise TwoPhaseError(f"{place}: was written by another twophase (schema {found}); use that version")
         self._queue: SimpleQueue[tuple[Callable[[Connection], Any], Future[Any]] | None] = SimpleQueue()
@@ -267,5 +267,6 @@ def _engine(url: str) -> Engine:
     return engine
 
 
-def _words(error: Exception) -> str:
+def words(error: Exception) -> str:
+    """What a database says is wrong, in one line."""
     return str(getattr(error, "orig", None) or error).splitlines()[0]
