@@ -12,6 +12,7 @@ only to begin and to rotate, so it can be kept away from the machine that signs 
 """
 
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -25,7 +26,7 @@ from tuf.api.metadata import Key, Metadata, MetaFile, Root, Snapshot, TargetFile
 from tuf.repository import Repository
 
 from twophase.errors import TwoPhaseError, UsageError
-from twophase.files import digest, replacing
+from twophase.files import digest, replacing, sync
 from twophase.release import golden, manifest
 from twophase.release.runtime import Pair
 
@@ -217,8 +218,11 @@ class _Place(Repository):
         signer = CryptoSigner.generate_ed25519()
         path = self._path(role, signer.public_key.keyid)
         self._keys.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path.touch(mode=0o600)
-        path.write_bytes(signer.private_bytes)
+        with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.write(signer.private_bytes)
+            file.flush()
+            os.fsync(file.fileno())
+        sync(self._keys)  # what it signs is believed from then on, so it must not be lost
         return signer.public_key
 
     def _signer(self, role: str, key: Key) -> CryptoSigner:
