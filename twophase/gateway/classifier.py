@@ -20,9 +20,6 @@ from twophase.targets.rest import Vertex
 
 _MACHINE = "n1-standard-2"
 _PART_BYTES = 32 << 20
-_CLIENT_S = 1800.0
-"""Google's tokens live for an hour: a client is made anew this often."""
-
 _AGAIN = frozenset({401, 403, 404, 408, 409, 429})
 """Refusals that say nothing about the clip: credentials, an endpoint that is just replaced, a limit."""
 
@@ -65,7 +62,7 @@ class VertexClassifier:
         self._name, self._bucket = endpoint, bucket
         local = api_endpoint.startswith("http://")  # the platform on this machine, which keeps buckets too
         self._storage = api_endpoint.rstrip("/") if local else "https://storage.googleapis.com"
-        self._made = -_CLIENT_S
+        self._client: Vertex | None = None
         self._asked = 0.0
         self._front_end = ""
 
@@ -139,13 +136,12 @@ class VertexClassifier:
             self._send("DELETE", self._object(found))
 
     def _vertex(self) -> Vertex:
-        if time.monotonic() - self._made > _CLIENT_S:
+        if self._client is None:
             try:
                 self._client = Vertex(*self._where)
-            except TwoPhaseError as error:
+            except TwoPhaseError as error:  # no credentials yet
                 raise Away(str(error)) from None
-            self._http = httpx.Client(headers=self._client.headers, timeout=60.0)
-            self._made = time.monotonic()
+            self._http = httpx.Client(auth=self._client.auth, timeout=60.0)
         return self._client
 
     def _live(self) -> tuple[Vertex, str, str]:
@@ -202,6 +198,8 @@ class VertexClassifier:
             answer = self._http.request(method, url, **how)
         except httpx.TransportError as error:
             raise Away(f"{url}: does not answer ({error})") from None
+        except TwoPhaseError as error:  # the credentials have run out
+            raise Away(str(error)) from None
         if answer.status_code >= 500 or answer.status_code in _AGAIN:
             raise Away(f"{url}: {_error(answer)['message']}")
         return answer
