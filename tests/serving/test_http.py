@@ -5,6 +5,7 @@ import resource
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -24,6 +25,9 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     """The request as the server understood it."""
     if scope["path"] == "/fail":
         raise RuntimeError("told to")
+    if scope["path"] == "/large":
+        await respond(send, bytes(20_000_000))
+        return
     if scope["path"] == "/refuse":
         await respond(send, b"no", 413)
         return
@@ -157,6 +161,24 @@ def test_who_sends_nothing_or_too_slowly_loses_the_connection(
         assert ended(silent)
         assert ended(kept)
         assert ended(slow)
+
+
+def test_who_does_not_read_is_cut_off(server: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "IDLE_S", 0.3)
+    monkeypatch.setattr(http, "REQUEST_S", 0.3)
+    with connected(server) as deaf:
+        deaf.sendall(2 * b"GET /large HTTP/1.1\r\nHost: h\r\n\r\n")  # the second waits for the first to be read
+        until = time.monotonic() + 30
+        while held(deaf) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert not held(deaf)
+
+
+def held(connection: socket.socket) -> bool:
+    """Whether the server's end of a connection is open (1 in the kernel's list), not only the kernel's buffer of it."""
+    ours, theirs = connection.getsockname()[1], connection.getpeername()[1]
+    lines = [line.split()[1:4] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return any(n.endswith(f":{theirs:04X}") and f.endswith(f":{ours:04X}") and s == "01" for n, f, s in lines)
 
 
 def test_two_thousand_idle_connections_hinder_nobody(server: httpx.Client) -> None:

@@ -6,7 +6,7 @@ is there, a timer) costs a fifth of what the model does (docs/serving.md), so th
 one connection are answered in order, one at a time, and its reading pauses while more of them wait.
 
 A client that sends nothing loses its connection after `IDLE_S`; one that does not finish what it began is answered 408
-after `REQUEST_S`. What is no HTTP is answered 400, a head of over `HEAD_BYTES` 431, both in Google's error shape.
+after `REQUEST_S`; one that does not read its answers is cut off after as long. What is no HTTP is answered 400, a head of over `HEAD_BYTES` 431, both in Google's error shape.
 """
 
 import asyncio
@@ -95,6 +95,7 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The client does not read what it asked for: no more is answered until it does."""
         self._writable = False
+        self._since = self._loop.time()
 
     def resume_writing(self) -> None:
         """It reads again."""
@@ -244,15 +245,16 @@ class Connection(asyncio.Protocol):
         """Close what has waited for its client for too long; called now and then, so that requests need no timer."""
         waited = self._loop.time() - self._since
         reading = self._incoming is not None and not self._incoming.queued
-        limit = REQUEST_S if reading else IDLE_S
-        if self._answering is not None or self._waiting:
+        limit = REQUEST_S if reading or not self._writable else IDLE_S
+        if self._answering is not None or (self._waiting and self._writable):
             waited = 0.0
+        if waited >= limit and reading and not self._ending:
+            self._refuse(Refusal(408, f"the request was not whole within {REQUEST_S:.0f} s; send it faster"))
+            self._since, waited = self._loop.time(), 0.0
         if waited < limit:
             self._timer = self._loop.call_later(min(IDLE_S, REQUEST_S, limit - waited), self._check_time)
-        elif reading:
-            self._refuse(Refusal(408, f"the request was not whole within {REQUEST_S:.0f} s; send it faster"))
         else:
-            self.transport.close()
+            self.transport.abort()  # it has had its time to read what is still to be sent
 
 
 class _Exchange:
