@@ -1,7 +1,9 @@
 """The serving program as a process: several workers, an even spread, drains, replacements, no orphans."""
 
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +18,11 @@ from twophase.serving.server import listening
 BODY = {"instances": [[[0] * 64] * 61]}
 
 
+def few_files() -> None:
+    """As a shell starts programs, and less: a soft limit that is there to be raised."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+
 @pytest.fixture
 def program(release: Path, request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     with listening("127.0.0.1", 0) as free:
@@ -27,7 +34,8 @@ def program(release: Path, request: pytest.FixtureRequest) -> Iterator[tuple[sub
         "AIP_HTTP_PORT": str(port),
         "TWOPHASE_WORKERS": workers,
     }
-    process = subprocess.Popen([sys.executable, "-m", "twophase.serving", "serve"], env=environment)
+    command = [sys.executable, "-m", "twophase.serving", "serve"]
+    process = subprocess.Popen(command, env=environment, preexec_fn=few_files)
     url = f"http://127.0.0.1:{port}"
     while process.poll() is None:
         try:
@@ -72,6 +80,15 @@ def test_connections_are_spread_evenly_and_a_dead_worker_is_replaced(program: tu
         time.sleep(0.01)
     assert [httpx.post(f"{url}/predict", json=BODY).status_code for _ in range(4)] == [200] * 4
     assert len(children(process.pid)) == 2
+
+
+def test_idle_connections_hinder_nobody(program: tuple) -> None:
+    _, url = program
+    port = httpx.URL(url).port
+    idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(400)]
+    assert httpx.post(f"{url}/predict", json=BODY).status_code == 200
+    for connection in idle:
+        connection.close()
 
 
 @pytest.mark.parametrize("program", [1, 2], indirect=True)

@@ -6,7 +6,8 @@ is there, a timer) costs a fifth of what the model does (docs/serving.md), so th
 one connection are answered in order, one at a time, and its reading pauses while more of them wait.
 
 A client that sends nothing loses its connection after `IDLE_S`; one that does not finish what it began is answered 408
-after `REQUEST_S`; one that does not read its answers is cut off after as long. What is no HTTP is answered 400, a head of over `HEAD_BYTES` 431, both in Google's error shape.
+after `REQUEST_S`; one that does not read its answers is cut off after as long. What is no HTTP is answered 400, a head
+of over `HEAD_BYTES` 431, both in Google's error shape.
 """
 
 import asyncio

@@ -95,9 +95,16 @@ def end_on_signals() -> None:
 
 
 def listening(host: str, port: int) -> Any:
-    """A bound socket, so that a taken port is one clear error. Port 0 takes a free one."""
+    """A bound socket, so that a taken port is one clear error. Port 0 takes a free one.
+
+    The process may then have as many connections as the machine allows it: the usual soft limit of 1,024 open files is
+    for programs that use `select`.
+    """
+    import resource
     import socket
 
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

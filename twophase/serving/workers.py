@@ -10,6 +10,7 @@ however that happens, its workers finish what they have and end too.
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -24,6 +25,7 @@ import uvicorn
 
 DRAIN_S = 30.0
 """How long requests that are under way may take to end."""
+_log = logging.getLogger(__name__)
 
 
 def run(app: Any, listener: socket.socket, count: int, options: dict[str, Any]) -> None:
@@ -43,15 +45,19 @@ def run(app: Any, listener: socket.socket, count: int, options: dict[str, Any]) 
     turn = 0
     try:
         while True:
-            connection, _ = listener.accept()
-            with connection:
-                turn = (turn + 1) % count
-                try:
-                    workers[turn].hand(connection)
-                except OSError:  # it has died
-                    workers[turn].end()
-                    workers[turn] = _fork(app, listener, options, workers)
-                    workers[turn].hand(connection)
+            turn = (turn + 1) % count
+            try:
+                connection, _ = listener.accept()
+                with connection:
+                    try:
+                        workers[turn].hand(connection)
+                    except ConnectionError:  # it has died
+                        workers[turn].end()
+                        workers[turn] = _fork(app, listener, options, workers)
+                        workers[turn].hand(connection)
+            except OSError as error:  # this connection's: its client has gone again, or too many are under way
+                _log.warning("a connection was not taken: %s", error)
+                time.sleep(0.01)
     except _Stop:
         listener.close()  # who connects from now on is refused at once, not left waiting
     finally:
@@ -131,6 +137,8 @@ class _Server(uvicorn.Server):
         try:
             message, handles, _, _ = socket.recv_fds(self._channel, 1, 1)
         except BlockingIOError:
+            return
+        if message and not handles:  # this process may open no more files: the kernel has closed the connection
             return
         if not message:  # the parent has ended, or told us to
             loop.remove_reader(self._channel.fileno())
