@@ -1,5 +1,6 @@
 """One release, every place's contract, asked by that place's own client: the same clips, the same answers."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -164,3 +165,27 @@ def test_lines_are_bounded_too(release: Path) -> None:
         headers = {"content-type": "application/x-ndjson"}
         assert client.post("/invocations", content=line * 3, headers=headers).status_code == 200
         assert client.post("/invocations", content=line * 4, headers=headers).status_code == 413
+
+
+def test_lines_let_other_requests_through(release: Path) -> None:
+    app, ended = App(Predictor(release)), []
+
+    async def ask(name: str, content_type: bytes, body: bytes) -> None:
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": body}
+
+        async def send(message: dict[str, Any]) -> None:
+            ended.extend([name] if message["type"] == "http.response.body" else [])
+
+        headers = [(b"content-type", content_type)]
+        await app({"type": "http", "method": "POST", "path": "/invocations", "headers": headers}, receive, send)
+
+    async def both() -> None:
+        line = json.dumps({"pcm": [0.0]}).encode() + b"\n"
+        lines = asyncio.create_task(ask("lines", b"application/jsonlines", 9 * line))
+        await asyncio.gather(
+            lines, ask("one", b"application/json", json.dumps({"instances": [{"pcm": [0.0]}]}).encode())
+        )
+
+    asyncio.run(both())
+    assert ended == ["one", "lines"]

@@ -15,6 +15,7 @@ The program starts answering only once the release is loaded and has reproduced 
 readiness.
 """
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -103,6 +104,7 @@ class App:
         for line in lines:
             if not line.strip():
                 continue
+            await asyncio.sleep(0)  # as between the clips of any other request, so that others do not wait for all
             try:
                 (prediction,) = await predictor.predict([orjson.loads(line)])
                 windows += prediction["windows"]
