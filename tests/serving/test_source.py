@@ -70,6 +70,8 @@ def test_from_a_web_server(web: tuple[Path, str], release: Path, tmp_path: Path)
     folder, address = web
     found = fetch(f"{address}/r", tmp_path / "here")
     assert verify(found).id == read(release).id
+    (found / "saved_model.pb").write_bytes(b"damaged")
+    assert verify(fetch(f"{address}/r", tmp_path / "here")).id == read(release).id
     (folder / "r" / "saved_model.pb").unlink()
     assert fetch(f"{address}/r/", tmp_path / "here") == found, "what is whole here is not fetched again"
 

@@ -7,9 +7,11 @@
     TEMPORARY/twophase-releases/<id>-<12 hex of the manifest>     a whole, verified release
 
 Credentials are found where each cloud puts them: its variables, its metadata server, its workload identity. A fetch
-that is cut off leaves nothing that is read; a release that is there already is verified and not fetched again.
+that is cut off leaves nothing that is read; a release that is there already is verified, and fetched again only where
+it was damaged.
 """
 
+import shutil
 import sys
 import tarfile
 import tempfile
@@ -111,9 +113,11 @@ def _archive(source: _Source, name: str, folder: Path) -> Path:
 
 
 def _whole(release: Path) -> bool:
+    """Whether a release is there; one that was damaged since is removed."""
     try:
         verify(release)
     except TwoPhaseError:
+        shutil.rmtree(release, ignore_errors=True)
         return False
     return True
 
