@@ -33,6 +33,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from tests.serving.loopback import serving
+from tests.targets.azurite import Blobs, azurite
 from twophase.errors import TwoPhaseError
 from twophase.serving.app import App
 from twophase.serving.predictor import Predictor
@@ -48,6 +49,8 @@ class Azure:
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self._folder, self._stack = folder, stack
         self.port = 0
+        self.blobs: Blobs | None = None
+        """Where the store's blobs are, if that is not here."""
         self.resources: dict[str, Any] = {}
         self._servers: dict[str, httpx.Client] = {}
         self.mirrored: Counter[str] = Counter()
@@ -71,10 +74,10 @@ class Azure:
                 for name in found
                 if name.startswith(query.get("prefix", ""))
             )
-            listing = f"""<?xml version='1.0'?><EnumerationResults ContainerName='c'><Blobs>{blobs}</Blobs>
+            listing = f"""<?xml version='1.0'?><EnumerationResults ContainerName="store"><Blobs>{blobs}</Blobs>
                 <NextMarker/></EnumerationResults>"""
             return 200, {"content-type": "application/xml"}, listing.encode()
-        if not file.is_file():
+        if method == "HEAD" or not file.is_file():  # the SDK asks before it uploads: always do
             return 404, {"x-ms-error-code": "BlobNotFound"}, b""
         if method == "DELETE":
             file.unlink()
@@ -90,7 +93,12 @@ class Azure:
         path = path.rstrip("/")
         name = path.rpartition("/")[2]
         if method == "POST" and name.lower() == "listsecrets":
-            return 200, {"secretsType": "Sas", "sasToken": "sv=1&sig=x"}
+            return 200, {"secretsType": "Sas", "sasToken": self._sas}
+        if method == "POST" and name == "startPendingUpload":
+            # Azure gives a container to each; the store's own has room for all.
+            uri = f"https://account.blob.localhost:{self._blob_port}/store"
+            credential = {"credentialType": "SAS", "sasUri": f"{uri}?{self._sas}"}
+            return 200, {"blobReferenceForConsumption": {"blobUri": uri, "credential": credential}}
         if method == "POST" and name == "cancel":
             self.resources[path.removesuffix("/cancel")]["properties"]["status"] = "Canceled"
             return 200, {}
@@ -102,8 +110,8 @@ class Azure:
             properties = {
                 "datastoreType": "AzureBlob",
                 "accountName": "account",
-                "containerName": "c",
-                "endpoint": f"localhost:{self.port}",
+                "containerName": "store",
+                "endpoint": f"localhost:{self._blob_port}",
                 "protocol": "https",
                 "credentials": {"credentialsType": "Sas"},
                 "isDefault": True,
@@ -160,43 +168,57 @@ class Azure:
         if "/onlineEndpoints/" in path and "/deployments/" in path:
             model = self.resources[properties["model"].removeprefix("azureml:")]
             try:
-                predictor = Predictor(release_in(self._stored(model["properties"]["modelUri"])))
+                predictor = Predictor(release_in(self.stored(model["properties"]["modelUri"])))
             except TwoPhaseError as error:
                 del self.resources[path]
                 return 400, {"error": {"code": "ResourceNotReady", "message": f"the container ended: {error}"}}
             self._servers[path] = self._stack.enter_context(serving(App(predictor)))
         return 201, self.resources[path]
 
-    def _stored(self, uri: str) -> Path:
-        return self._folder / "blobs" / "c" / uri.partition("/paths/")[2].partition("/c/")[2 if "/paths/" not in uri else 0]
+    def stored(self, uri: str) -> Path:
+        """Where the blobs of a datastore's path or of an address lie."""
+        _, found, path = uri.partition("/paths/")
+        name = path if found else urlsplit(uri).path.strip("/").removeprefix("store").strip("/")
+        if self.blobs:
+            self.blobs.pull(name, self._folder / "blobs/store")
+        return self._folder / "blobs/store" / name
 
     def _run(self, endpoint: str, asked: Any) -> Any:
         """A batch job of the endpoint's one deployment, run to its end."""
         deployments = [r for k, r in self.resources.items() if f"/batchEndpoints/{endpoint}/deployments/" in k]
         deployed = deployments[-1]["properties"]
         (source,), (wanted,) = asked["inputData"].values(), asked["outputData"].values()
-        given, output = self._stored(source["uri"]), self._stored(wanted["uri"])
+        given, output = self.stored(source["uri"]), self.stored(wanted["uri"])
         output.mkdir(parents=True)
         files = sorted(map(str, given.iterdir()))
         code = self.resources[deployed["codeConfiguration"]["codeId"].removeprefix("azureml:")]["properties"]["codeUri"]
         model = self.resources[deployed["model"]["assetId"].removeprefix("azureml:")]["properties"]["modelUri"]
         environment = {
             **os.environ,
-            "AZUREML_MODEL_DIR": str(self._stored(model)),
+            "AZUREML_MODEL_DIR": str(self.stored(model)),
             "AZUREML_BI_OUTPUT_PATH": str(output),
-            "PYTHONPATH": f"{self._code(code)}:{Path(__file__).parents[2]}",
+            "PYTHONPATH": f"{self.stored(code)}:{Path(__file__).parents[2]}",
             "TWOPHASE_PYTHON": sys.executable,
         }
         if self.jobs_end == "Completed":
             subprocess.run([sys.executable, "-c", DRIVER, *files], env=environment, check=True)
+            if self.blobs:
+                self.blobs.push(
+                    output.relative_to(self._folder / "blobs/store").as_posix(), self._folder / "blobs/store"
+                )
         endpoint_id = next(k for k in self.resources if k.endswith(f"/batchEndpoints/{endpoint}"))
         path = f"{endpoint_id.partition('/batchEndpoints/')[0]}/jobs/{asked['name']}"
         properties = {"jobType": "Pipeline", "status": self.jobs_end, "jobs": {}, "inputs": {}, "outputs": {}}
         self.resources[path] = {"id": path, "name": asked["name"], "properties": properties}
         return self.resources[path]
 
-    def _code(self, uri: str) -> Path:
-        return self._folder / "blobs" / urlsplit(uri).path.strip("/")
+    @property
+    def _sas(self) -> str:
+        return self.blobs.sas if self.blobs else "sv=1&sig=x"
+
+    @property
+    def _blob_port(self) -> int:
+        return self.blobs.port if self.blobs else self.port
 
     def _cloud(self) -> Any:
         here = f"https://localhost:{self.port}"
@@ -205,13 +227,13 @@ class Azure:
             "portal": here,
             "resourceManager": here,
             "authentication": {"loginEndpoint": here, "audiences": [here]},
-            "suffixes": {"storage": f"localhost:{self.port}"},
+            "suffixes": {"storage": f"localhost:{self._blob_port}"},
         }
 
 
 @contextmanager
-def azure(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Azure]:
-    """A cloud, in the SDK's environment."""
+def azure(folder: Path, monkeypatch: pytest.MonkeyPatch, blobs: str = "here") -> Iterator[Azure]:
+    """A cloud, in the SDK's environment; its blobs are `here`, or in `azurite`."""
     with ExitStack() as stack:
         cloud = Azure(folder, stack)
 
@@ -264,6 +286,8 @@ def azure(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Azure]:
             return resolve("127.0.0.1" if str(host).endswith("localhost") else host, *rest, **more)
 
         monkeypatch.setattr(socket, "getaddrinfo", on_loopback)
+        if blobs == "azurite":
+            cloud.blobs = stack.enter_context(azurite(certificate))
         yield cloud
 
 

@@ -31,9 +31,11 @@ class Credential:
         return AccessToken("token", int(time.time()) + 60)
 
 
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[AzureML, Azure, Credential]]:
-    with azure(tmp_path, monkeypatch) as cloud:
+@pytest.fixture(params=["here"])
+def place(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[AzureML, Azure, Credential]]:
+    with azure(tmp_path, monkeypatch, request.param) as cloud:
         credential = Credential()
         yield AzureML("pair", "s", "g", "w", credential=credential), cloud, credential
     gc.collect()  # the SDK leaves its connections to it, and they warn: here, not in another test
@@ -44,6 +46,7 @@ def expected(release: Path, clips: list[Path]) -> list[dict]:
     return [predictor.predict_images(audio_images(clip.read_bytes(), "clip")) for clip in clips]
 
 
+@pytest.mark.parametrize("place", ["here", "azurite"], indirect=True)
 def test_a_whole_life(place: Any, releases: tuple[Path, ...], clips: list[Path], tmp_path: Path) -> None:
     target, cloud, _ = place
     first, second, _ = releases
@@ -111,3 +114,93 @@ def test_a_first_release_that_answers_wrongly_leaves_no_endpoint(
     assert (target.status().shares, set(target.status().versions)) == ({}, {"1"})
     assert target.deploy(releases[0]) == "1", "and the next attempt finds its way clear"
     assert target.status().shares == {"1": 100}
+
+
+def test_half_of_the_traffic_is_copied_to_a_version_that_answers_nobody(
+    place: Any, releases: tuple[Path, ...], clips: list[Path]
+) -> None:
+    target, cloud, _ = place
+    first, second, _ = releases
+    with pytest.raises(UsageError, match="no other version whose traffic could be copied"):
+        target.deploy(first, percent=50, mirror=True)
+    target.deploy(first)
+    with pytest.raises(UsageError, match="at most 50% of the traffic"):
+        target.deploy(second, percent=60, mirror=True)
+    assert target.deploy(second, percent=50, mirror=True) == "2"
+    found = target.status()
+    assert (found.shares, found.mirrored) == ({"1": 100, "2": 0}, {"2": 50})
+    assert [target.predict([clip]) for clip in clips] == [[answer] for answer in expected(first, clips)]
+    assert cloud.mirrored["version-2"] > 0
+    target.promote("2")
+    found = target.status()
+    assert (found.alone, found.mirrored) == ("2", {})
+    with pytest.raises(UsageError, match="has no other version|has traffic of its own"):
+        target.deploy(second, percent=50, mirror=True)
+
+
+def test_an_archived_release_is_restored_and_a_new_one_gets_a_new_number(
+    place: Any, releases: tuple[Path, ...]
+) -> None:
+    target, *_ = place
+    target.deploy(releases[0])
+    target.delete()
+    assert target.deploy(releases[1]) == "2"
+    assert target.deploy(releases[0]) == "1"
+    assert target.status().shares == {"1": 100, "2": 0}
+
+
+def test_a_failed_deployment_that_was_left_behind_is_made_again(place: Any, releases: tuple[Path, ...]) -> None:
+    target, cloud, _ = place
+    target.deploy(releases[0])
+    target.attach(target.register(releases[1]))
+    left = next(r for path, r in cloud.resources.items() if path.endswith("/deployments/version-2"))
+    left["properties"]["provisioningState"] = "Failed"
+    assert target.deploy(releases[1]) == "2"
+    assert target.status().shares == {"1": 0, "2": 100}
+
+
+def test_jobs_by_name(place: Any, releases: tuple[Path, ...], clips: list[Path], tmp_path: Path) -> None:
+    target, cloud, credential = place
+    with pytest.raises(UsageError, match="no live version"):
+        target.submit(clips)
+    target.deploy(releases[0])
+    name = target.submit(clips * 9)
+    assert target.job(name).state == "succeeded"
+    assert target.fetch(name, tmp_path / "out.jsonl") == 0
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [line.pop("clip") for line in lines] == [str(clip) for clip in clips * 9]
+    assert lines == expected(releases[0], clips) * 9, "in order, though two files were answered apart"
+    with pytest.raises(TwoPhaseError, match="Azure ML: .*run the same command"):
+        target.fetch(name, tmp_path / "out.jsonl")
+    environment = next(r for path, r in cloud.resources.items() if "/environments/twophase-batch/" in path)
+    dockerfile = cloud.stored(environment["properties"]["build"]["contextUri"]) / "Dockerfile"
+    assert dockerfile.read_text().startswith("FROM twophase/server:")
+    compute = next(r for path, r in cloud.resources.items() if path.endswith("/computes/twophase-batch"))
+    assert compute["properties"]["properties"]["scaleSettings"]["minNodeCount"] == 0
+
+    cloud.jobs_end = "Running"
+    running = target.submit(clips)
+    with pytest.raises(UsageError, match="is still running"):
+        target.fetch(running, tmp_path / "more.jsonl")
+    target.cancel(running)
+    with pytest.raises(TwoPhaseError, match="is cancelled"):
+        target.fetch(running, tmp_path / "more.jsonl")
+    cloud.jobs_end = "Failed"
+    with pytest.raises(TwoPhaseError, match="is failed: see its log at"):
+        target.batch(clips, tmp_path / "more.jsonl")
+    assert not (tmp_path / "more.jsonl").exists()
+    long_name = AzureML("a" * 32, "s", "g", "w", credential=credential)
+    long_name.deploy(releases[0])
+    with pytest.raises(UsageError, match="is 38 characters, Azure takes 32 of a batch endpoint"):
+        long_name.submit(clips)
+
+
+def test_an_endpoint_of_others_is_left_alone(place: Any, releases: tuple[Path, ...]) -> None:
+    target, cloud, _ = place
+    target.deploy(releases[0])
+    mine = next(path for path in cloud.resources if path.endswith("/deployments/version-1"))
+    cloud.resources[mine.replace("version-1", "blue")] = {**cloud.resources[mine], "name": "blue"}
+    for change in (lambda: target.deploy(releases[1]), target.delete):
+        with pytest.raises(UsageError, match=r"twophase did not make \(deployment blue\)"):
+            change()
+    assert any("/onlineEndpoints/" in path for path in cloud.resources)

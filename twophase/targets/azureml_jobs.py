@@ -190,11 +190,12 @@ class AzureMLJobs(Jobs):
         from azure.storage.blob import ContainerClient
 
         store = self._ml.datastores.get(STORE, include_secrets=True)
-        secret = getattr(store.credentials, "account_key", None) or getattr(store.credentials, "sas_token", None)
+        key = getattr(store.credentials, "account_key", None)
+        secret = {"account_name": store.account_name, "account_key": key} if key else None
         return ContainerClient(
             f"{store.protocol}://{store.account_name}.blob.{store.endpoint}",
             store.container_name,
-            credential=secret or self._credential,
+            credential=secret or getattr(store.credentials, "sas_token", None) or self._credential,
         )
 
 
