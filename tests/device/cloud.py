@@ -15,8 +15,8 @@ from twophase.device.identity import Identity
 from twophase.gateway import asking, devices
 from twophase.gateway.app import Gateway
 from twophase.gateway.intake import Quota
-from twophase.gateway.server import open_store
-from twophase.serving.server import listening, options
+from twophase.gateway.server import how, open_store
+from twophase.serving.server import listening
 
 
 @dataclass
@@ -77,7 +77,7 @@ def cloud(home: Path, port: int = 0, quota: Quota | None = None) -> Iterator[Clo
     asking.QUIET_S, asking._POLL_S = 0.1, 0.05
     store, oracle = open_store(home), Oracle()
     gateway = Gateway(home, store, oracle, quota or Quota(free_bytes=0))
-    program = uvicorn.Server(uvicorn.Config(gateway, **options()))
+    program = uvicorn.Server(uvicorn.Config(gateway, **how()))
     with listening("127.0.0.1", port) as bound:
         thread = threading.Thread(target=program.run, kwargs={"sockets": [bound]}, daemon=True)
         thread.start()

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import os
 import secrets
 import signal
 import subprocess
@@ -107,9 +108,10 @@ class Device:
 class Process:
     """A gateway in a process of its own, on a free port."""
 
-    def __init__(self, home: Path, *arguments: str) -> None:
+    def __init__(self, home: Path, *arguments: str, env: dict[str, str] | None = None) -> None:
+        """`env` is put over this process's own."""
         command = [sys.executable, "-m", "twophase", "gateway", "up", "--home", str(home), "--port", "0", *arguments]
-        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})})
         assert self._process.stderr is not None
         self.said = self._process.stderr.readline().strip()
         assert self.said.startswith("http"), self.said + self._process.stderr.read()

@@ -80,14 +80,16 @@ def run(
 
             start_http_server(address.metrics_port, "127.0.0.1", gateway.metrics.registry)
         said(f"{'https' if tls else 'http'}://{address.host}:{bound.getsockname()[1]}")
-        # Uploads over bad links are streamed and may take minutes: the other servers' protocol gathers whole requests.
-        how = options() | {"http": "httptools", "limit_concurrency": CONNECTIONS, "timeout_keep_alive": 75}
-        config = uvicorn.Config(gateway, **how, **tls)
         try:
-            uvicorn.Server(config).run(sockets=[bound])
+            uvicorn.Server(uvicorn.Config(gateway, **how(), **tls)).run(sockets=[bound])
         finally:
             gateway.close()
             store.close()
+
+
+def how() -> dict[str, Any]:
+    """uvicorn's settings: uploads over bad links are streamed, where the other servers' protocol gathers requests."""
+    return options() | {"http": "httptools", "limit_concurrency": CONNECTIONS, "timeout_keep_alive": 75}
 
 
 def _every_hour(store: Store, home: Path, keep_days: float, news: Path | None) -> None:
