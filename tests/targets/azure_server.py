@@ -39,7 +39,6 @@ from twophase.serving.app import App
 from twophase.serving.predictor import Predictor
 from twophase.serving.source import release_in
 
-
 DRIVER = "import azureml_score as s, sys; s.init(); s.run(sys.argv[1:3]); [s.run([name]) for name in sys.argv[3:]]"
 
 

@@ -56,8 +56,10 @@ def azurite(certificate: Path) -> Iterator[Blobs]:
     if program is None:
         pytest.skip("Azurite is not installed: npm install --global azurite")
     process = subprocess.Popen(
-        [program, "--disableTelemetry", "--inMemoryPersistence", "--skipApiVersionCheck", "--blobPort", "0"]
-        + ["--cert", str(certificate), "--key", str(certificate)],
+        [
+            *(program, "--disableTelemetry", "--inMemoryPersistence", "--skipApiVersionCheck"),
+            *("--blobPort", "0", "--cert", str(certificate), "--key", str(certificate)),
+        ],
         env={**os.environ, "AZURITE_ACCOUNTS": f"account:{_KEY}"},
         cwd=certificate.parent,
         stdout=subprocess.PIPE,

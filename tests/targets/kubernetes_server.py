@@ -3,7 +3,8 @@
 Objects are kept as they are sent, merge patches are applied by RFC 7386, generations count changes of the spec. What
 KServe's controller does in serverless mode is done to each change: a changed pod is a new revision, fetched from its
 `STORAGE_URI` and run as our server; one that does not come up is `BlockedByFailedLoad`; traffic is split between the
-newest revision and the last that had all of it. An object may say only what KServe's own generated classes know.
+newest revision and the last that had all of it. In raw mode a changed pod takes the place of the one before once it is
+up, and a Deployment tells how far that is. An object may say only what KServe's own generated classes know.
 """
 
 import json
@@ -24,6 +25,7 @@ from twophase.errors import TwoPhaseError
 from twophase.serving.app import App
 from twophase.serving.fetch import fetch
 from twophase.serving.predictor import Predictor
+from twophase.targets.kserve import GROUP, PLURAL, VERSION
 
 
 def checked(value: Any, kind: str) -> None:
@@ -79,14 +81,29 @@ class Service:
         newest = self._ready()[-1]
         return newest if random.uniform(0, 100) < self.newest_share else self.rolled_out
 
-    def reconcile(self, spec: Any) -> Any:
+    def deployment(self, name: str) -> Any:
+        """A raw predictor's Deployment: it keeps the old pod until the new one is up."""
+        up = bool(self.revisions[-1].app)
+        progressing = {"type": "Progressing", "status": "True", "reason": "NewReplicaSetAvailable"}
+        if not up:
+            why = f"ReplicaSet has timed out progressing: {self.revisions[-1].failure}"
+            progressing |= {"status": "False", "reason": "ProgressDeadlineExceeded", "message": why}
+        counts = {"replicas": 1 if up else 2, "updatedReplicas": 1, "availableReplicas": 1}
+        pod = {"metadata": {}, "spec": {"containers": [{"name": "kserve-container"}]}}
+        return {
+            "metadata": {"name": name, "generation": len(self.revisions)},
+            "spec": {"replicas": 1, "selector": {}, "template": pod},
+            "status": {"observedGeneration": len(self.revisions), "conditions": [progressing], **counts},
+        }
+
+    def reconcile(self, spec: Any, raw: bool) -> Any:
         """What the status says once the controller is done."""
         pod = {key: value for key, value in spec["predictor"].items() if key != "canaryTrafficPercent"}
         if not self.revisions or self.revisions[-1].pod != pod:
             name = f"predictor-{len(self.revisions) + 1:05}"
             self.revisions.append(Revision(name, pod, self._folder))
         newest, canary = self.revisions[-1], spec["predictor"].get("canaryTrafficPercent", 100)
-        if newest.app and (canary == 100 or self.rolled_out is None):
+        if newest.app and (raw or canary == 100 or self.rolled_out is None):
             self.rolled_out, self.newest_share = newest, 100
         elif newest.app:
             self.newest_share = canary
@@ -94,7 +111,9 @@ class Service:
         traffic = []
         if ready:
             traffic.append(_route(ready[-1], self.newest_share, "latest", self.latest_url))
-        if self.rolled_out and ready[-1] is not self.rolled_out:
+        if raw:
+            traffic = []
+        elif self.rolled_out and ready[-1] is not self.rolled_out:
             traffic.append(_route(self.rolled_out, 100 - self.newest_share, "prev", self.prev_url))
         condition = {"type": "Ready", "status": "True" if self.rolled_out else "False"}
         if not self.rolled_out:
@@ -131,6 +150,12 @@ class Cluster:
             if path in self.objects:
                 return 409, {"message": f"{path} already exists"}
             return 201, self._keep(path, body, {"metadata": {"generation": 0}})
+        if "/deployments/" in path:
+            service = path.replace("/apis/apps/v1/", f"/apis/{GROUP}/{VERSION}/").replace(
+                "/deployments/", f"/{PLURAL}/"
+            )
+            found = self._services.get(service.removesuffix("-predictor"))
+            return (200, found.deployment(path.rpartition("/")[2])) if found else (404, {"message": "not found"})
         if path not in self.objects:
             return 404, {"message": f"{path} not found", "reason": "NotFound"}
         if method == "PATCH":
@@ -147,7 +172,9 @@ class Cluster:
             checked({k: v for k, v in value.items() if k != "status"}, "V1beta1InferenceService")
             if path not in self._services:
                 self._services[path] = Service(self._folder, self._stack)
-            value["status"] = self._services[path].reconcile(value["spec"]) | {"observedGeneration": generation}
+            raw = value["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] in ("RawDeployment", "Standard")
+            status = self._services[path].reconcile(value["spec"], raw)
+            value["status"] = status | {"observedGeneration": generation}
         self.objects[path] = value
         return value
 

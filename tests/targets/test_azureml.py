@@ -134,7 +134,7 @@ def test_half_of_the_traffic_is_copied_to_a_version_that_answers_nobody(
     target.promote("2")
     found = target.status()
     assert (found.alone, found.mirrored) == ("2", {})
-    with pytest.raises(UsageError, match="has no other version|has traffic of its own"):
+    with pytest.raises(UsageError, match="has no other version"):
         target.deploy(second, percent=50, mirror=True)
 
 
@@ -170,7 +170,7 @@ def test_jobs_by_name(place: Any, releases: tuple[Path, ...], clips: list[Path],
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [line.pop("clip") for line in lines] == [str(clip) for clip in clips * 9]
     assert lines == expected(releases[0], clips) * 9, "in order, though two files were answered apart"
-    with pytest.raises(TwoPhaseError, match="Azure ML: .*run the same command"):
+    with pytest.raises(TwoPhaseError, match="run the same command"):
         target.fetch(name, tmp_path / "out.jsonl")
     environment = next(r for path, r in cloud.resources.items() if "/environments/twophase-batch/" in path)
     dockerfile = cloud.stored(environment["properties"]["build"]["contextUri"]) / "Dockerfile"

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
+import httpx
 import pytest
 from moto.server import ThreadedMotoServer
 
@@ -20,8 +21,9 @@ from twophase.targets.kserve import KServe
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
+    address = "http://{}:{}".format(*server.get_host_and_port())
     for name, value in {
-        "AWS_ENDPOINT_URL": "http://{}:{}".format(*server.get_host_and_port()),
+        "AWS_ENDPOINT_URL": address,
         "AWS_ALLOW_HTTP": "true",
         "AWS_ACCESS_KEY_ID": "x",
         "AWS_SECRET_ACCESS_KEY": "x",
@@ -31,6 +33,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         monkeypatch.setenv(name, value)
     boto3.client("s3").create_bucket(Bucket="models")
     yield "s3://models/two-phase"
+    httpx.post(f"{address}/moto-api/reset")
     server.stop()
 
 
@@ -68,9 +71,11 @@ def test_a_whole_life(
     assert target.status().shares == {"1": 100}
     assert target.predict(clips) == expected(first, clips)
 
-    results = tmp_path / "results.jsonl"
-    assert target.batch(clips, results) == 0
+    results, broken = tmp_path / "results.jsonl", tmp_path / "broken.wav"
+    broken.write_bytes(b"no sound")
+    assert target.batch([*clips[:3], broken, tmp_path / "missing.wav", *clips[3:]], results) == 2
     lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [bool(lines.pop(3)["error"]) for _ in range(2)] == [True, True]
     assert [line.pop("clip") for line in lines] == [str(clip) for clip in clips]
     assert lines == expected(first, clips)
     history = [entry.shares for entry in target.status().history]
@@ -129,3 +134,58 @@ def test_a_first_release_that_answers_wrongly_leaves_no_endpoint(
     assert (target.status().shares, set(target.status().versions)) == ({}, {"1"})
     assert target.deploy(releases[0]) == "1", "and the next attempt finds its way clear"
     assert target.status().shares == {"1": 100}
+
+
+DEFAULTS = "/api/v1/namespaces/kserve/configmaps/inferenceservice-config"
+
+
+def test_raw_mode_replaces_pods_and_refuses_a_share(
+    place: tuple[KServe, Cluster], releases: tuple[Path, ...], clips: list[Path]
+) -> None:
+    target, cluster = place
+    first, second, third = releases
+    cluster.objects[DEFAULTS] = {"data": {"deploy": '{"defaultDeploymentMode": "Standard"}'}}
+    assert target.deploy(first, percent=10) == "1", "there is nobody to share with"
+    (service,) = [o for path, o in cluster.objects.items() if "/inferenceservices/" in path]
+    assert service["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] == "RawDeployment"
+    with pytest.raises(UsageError, match=r"raw mode, which cannot split traffic; give --percent 100"):
+        target.deploy(second, percent=10)
+    assert target.status().versions == {"1": read(first).id}, "nothing was changed"
+    assert target.deploy(second) == "2"
+    assert target.status().shares == {"2": 100}
+    assert target.predict(clips) == expected(second, clips)
+    assert target.rollback() == "1"
+    assert target.predict(clips) == expected(first, clips)
+
+    target.register(third)
+    name = f"two-phase/pair/{read(third).id}/assets.extra/gate.tflite"
+    boto3.client("s3").put_object(Bucket="models", Key=name, Body=b"tampered with in the bucket")
+    with pytest.raises(TwoPhaseError, match=r"new pods do not come up: .*gate\.tflite was changed"):
+        target.deploy(third)
+    assert target.status().shares == {"1": 100}
+    assert target.predict(clips) == expected(first, clips)
+    assert [entry.alone for entry in target.status().history][:3] == ["1", "2", "1"]
+    target.delete()
+
+
+def test_a_service_of_others_is_left_alone(place: tuple[KServe, Cluster], releases: tuple[Path, ...]) -> None:
+    target, cluster = place
+    target.deploy(releases[0])
+    (service,) = [o for path, o in cluster.objects.items() if "/inferenceservices/" in path]
+    del service["metadata"]["annotations"]["twophase.dev/version"]
+    for change in (lambda: target.deploy(releases[1]), target.delete, target.status):
+        with pytest.raises(UsageError, match="is an InferenceService that twophase did not make"):
+            change()
+    assert service in cluster.objects.values()
+
+
+def test_what_kubernetes_refuses_is_named(
+    place: tuple[KServe, Cluster], releases: tuple[Path, ...], clips: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, cluster = place
+    target.deploy(releases[0])
+    monkeypatch.setattr(Cluster, "handle", lambda self, method, path, body: (401, {"message": "Unauthorized"}))
+    for call in (lambda: target.deploy(releases[1]), lambda: target.batch(clips, clips[0].with_suffix(".jsonl"))):
+        with pytest.raises(TwoPhaseError, match=r"Kubernetes: Unauthorized \(401\)"):
+            call()
+    assert cluster.objects
