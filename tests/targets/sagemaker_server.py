@@ -119,7 +119,7 @@ def _methods(cloud: Cloud) -> dict[str, Any]:
         try:
             for variant in variants:
                 containers.of(backend, variant["ModelName"])
-        except TwoPhaseError as error:
+        except (TwoPhaseError, tarfile.TarError, EOFError) as error:
             endpoint.failure_reason = f"The container did not pass the ping health check: {error}"
         if guarded and {"AlarmName": cloud.alarm} in guarded["AutoRollbackConfiguration"]["Alarms"]:
             endpoint.failure_reason = f"Alarm {cloud.alarm} went off"

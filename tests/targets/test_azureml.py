@@ -195,6 +195,17 @@ def test_jobs_by_name(place: Any, releases: tuple[Path, ...], clips: list[Path],
         long_name.submit(clips)
 
 
+def test_an_endpoint_in_a_failed_state_is_named(place: Any, releases: tuple[Path, ...]) -> None:
+    target, cloud, _ = place
+    target.deploy(releases[0])
+    endpoint = next(r for path, r in cloud.resources.items() if path.endswith("/onlineEndpoints/pair"))
+    endpoint["properties"]["provisioningState"] = "Failed"
+    for change in (lambda: target.deploy(releases[1]), lambda: target.promote("1"), target.rollback):
+        with pytest.raises(TwoPhaseError, match=r"failed state \(its provisioning failed\); nothing was changed"):
+            change()
+    assert target.status().shares == {"1": 100}
+
+
 def test_an_endpoint_of_others_is_left_alone(place: Any, releases: tuple[Path, ...]) -> None:
     target, cloud, _ = place
     target.deploy(releases[0])

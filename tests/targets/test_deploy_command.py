@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -44,13 +45,20 @@ def test_a_life(twophase: Callable[[str], str], releases: tuple[Path, ...], clip
 
     files = " ".join(map(str, clips))
     online = json.loads(twophase(f"predict pair {files} --to {tmp_path / 'a.jsonl'} --json"))["predictions"]
-    assert twophase(f"predict pair {files} --to {tmp_path / 'b.jsonl'} --batch-from 10").startswith(
-        "12 clips, 0 of them"
-    )
+    said = twophase(f"predict pair {files} --to {tmp_path / 'b.jsonl'} --batch-from 10")
+    assert "12 clips, 0 of them not answered" in said
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
     lines = [json.loads(line) for line in (tmp_path / "b.jsonl").read_text().splitlines()]
     assert [line.pop("clip") for line in lines] == [str(clip) for clip in clips]
     assert lines == online
+
+    name = twophase(f"batch submit pair {files}").strip()
+    while "RUNNING" in (said := twophase(f"batch status {name} --json")) or "PENDING" in said:
+        time.sleep(0.05)
+    assert twophase(f"batch fetch {name} --to {tmp_path / 'c.jsonl'}").endswith("0 clips not answered\n")
+    assert (tmp_path / "c.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
+    with pytest.raises(TwoPhaseError, match="answers are removed once fetched"):
+        twophase(f"batch fetch {name} --to {tmp_path / 'c.jsonl'}")
 
     twophase("destroy pair --yes")
     assert twophase("target status pair") == "nothing is deployed\n"
@@ -66,6 +74,9 @@ def test_a_life(twophase: Callable[[str], str], releases: tuple[Path, ...], clip
         ("deploy {release} --target azureml --set workspace=w", "azureml needs subscription"),
         ("deploy {release} --target vertex", "vertex needs project"),
         ("deploy {release} --percent 101", "give 1 to 100 per cent"),
+        ("batch submit other x.wav --to gs://b/out", "is for gs:// sources"),
+        ("batch submit other x.wav gs://b/x.jsonl --to gs://b/out", "has no clip files beside them"),
+        ("batch submit other gs://b/x.jsonl", "has no clip files beside them"),
         ("target promote other 3", "is no version of other"),
         ("predict pair x.wav", "x.wav: cannot be read"),
     ],
@@ -80,3 +91,22 @@ def test_a_missing_client_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "boto3", None)
     with pytest.raises(UsageError, match=r"sagemaker needs boto3; install twophase\[sagemaker\]"):
         place("sagemaker", "pair", {"role": "r"})
+
+
+def test_a_place_without_batch_jobs_says_so(
+    twophase: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = {"clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:1"}}], "current-context": "c"}
+    cluster |= {"contexts": [{"name": "c", "context": {"cluster": "c", "user": ""}}], "users": [], "kind": "Config"}
+    (tmp_path / "kubeconfig").write_text(json.dumps(cluster))
+    found = "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION"  # KUBECONFIG as it was at the import
+    monkeypatch.setattr(found, str(tmp_path / "kubeconfig"))
+    with pytest.raises(UsageError, match="kserve: runs no batch jobs; `twophase predict --to FILE`"):
+        twophase("batch submit pair x.wav --target kserve --set store=s3://models")
+
+
+def test_only_azure_copies_traffic(twophase: Callable[[str], str], releases: tuple[Path, ...]) -> None:
+    twophase(f"deploy {releases[0]} --model copied")
+    with pytest.raises(UsageError, match="only azureml copies traffic"):
+        twophase(f"deploy {releases[1]} --model copied --percent 10 --mirror")
+    twophase("destroy copied --yes")

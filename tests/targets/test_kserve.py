@@ -118,6 +118,8 @@ def test_bad_input(place: tuple[KServe, Cluster], releases: tuple[Path, ...], tm
         target.predict([next(releases[0].glob("*.pb"))])
     with pytest.raises(TwoPhaseError, match="cannot be used"):
         KServe("pair", "models", "s3://nowhere/x", kubeconfig=str(tmp_path / "kubeconfig")).deploy(releases[0])
+    with pytest.raises(UsageError, match=r"store=az://models: is no address that KServe reads; s3://, gs://, https://"):
+        KServe("pair", "models", "az://models", kubeconfig=str(tmp_path / "kubeconfig"))
     (tmp_path / "none").write_text("{}")
     with pytest.raises(TwoPhaseError, match="no cluster to talk to"):
         KServe("pair", "models", "s3://models", kubeconfig=str(tmp_path / "none"))

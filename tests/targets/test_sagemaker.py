@@ -4,14 +4,16 @@ import io
 import json
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import boto3
 import pytest
 from moto.core.exceptions import JsonRESTError
+from typer.testing import CliRunner
 
 from tests.targets.sagemaker_server import Cloud, sagemaker
+from twophase.cli import app
 from twophase.errors import TwoPhaseError, UsageError
 from twophase.release.manifest import read
 from twophase.serving.instances import audio_images
@@ -215,22 +217,67 @@ def test_alarms_guard_a_move_of_traffic(
         SageMaker("pair", "eu-west-1", ROLE, instances="0")
 
 
-def test_a_container_that_does_not_come_up_leaves_the_endpoint(
-    target: SageMaker, releases: tuple[Path, ...], clips: list[Path]
+def packed(release: Path) -> bytes:
+    whole = io.BytesIO()
+    with tarfile.open(fileobj=whole, mode="w:gz") as archive:
+        archive.add(release, ".")
+    return whole.getvalue()
+
+
+def tampered(release: Path) -> bytes:
+    (release / "assets.extra/gate.tflite").write_bytes(b"another")
+    return packed(release)
+
+
+def of_another_front_end(release: Path) -> bytes:
+    manifest = release / "assets.extra/release.json"
+    manifest.write_text(manifest.read_text().replace(read(release).fingerprint, "f" * 12))
+    return packed(release)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (tampered, r"gate\.tflite was changed"),
+        (of_another_front_end, "front end"),
+        (lambda release: packed(release)[:-5_000], "Compressed file ended|unexpected end"),
+    ],
+)
+def test_what_was_damaged_on_its_way_leaves_the_live_version(
+    target: SageMaker,
+    releases: tuple[Path, ...],
+    clips: list[Path],
+    tmp_path: Path,
+    damage: Callable[[Path], bytes],
+    words: str,
 ) -> None:
     target.deploy(releases[0])
     target.register(releases[1])
     key = f"twophase/pair/{read(releases[1]).id}/model.tar.gz"
-    whole = io.BytesIO()
-    with tarfile.open(fileobj=whole, mode="w:gz") as archive:
-        archive.add(releases[1], ".")
-        info = tarfile.TarInfo("assets.extra/gate.tflite")
-        archive.addfile(info, io.BytesIO(b""))
-    boto3.client("s3").put_object(Bucket="sagemaker-eu-west-1-123456789012", Key=key, Body=whole.getvalue())
-    with pytest.raises(TwoPhaseError, match=r"went back .*gate\.tflite was changed"):
+    data = damage(Path(shutil.copytree(releases[1], tmp_path / "damaged")))
+    boto3.client("s3").put_object(Bucket="sagemaker-eu-west-1-123456789012", Key=key, Body=data)
+    with pytest.raises(TwoPhaseError, match=f"went back .*({words})"):
         target.deploy(releases[1])
     assert target.status().shares == {"1": 100}
     assert target.predict(clips) == expected(releases[0], clips)
+
+
+def test_a_bucket_without_permission_is_named(
+    target: SageMaker, releases: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from moto.s3.exceptions import S3AccessDeniedError
+    from moto.s3.models import S3Backend
+
+    def denied(*_: object, **__: object) -> None:
+        raise S3AccessDeniedError
+
+    target.deploy(releases[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(S3Backend, "put_object", denied)
+        with pytest.raises(TwoPhaseError, match=r"PutObject: .*\(AccessDenied\); let this account do it"):
+            target.deploy(releases[1])
+    assert target.status().shares == {"1": 100}
+    assert set(target.status().versions) == {"1"}
 
 
 def test_a_change_that_still_runs_is_waited_for(target: SageMaker, cloud: Cloud, releases: tuple[Path, ...]) -> None:
@@ -299,3 +346,28 @@ def test_an_endpoint_of_others_is_left_alone(target: SageMaker, releases: tuple[
         with pytest.raises(UsageError, match=r"twophase did not make \(variant AllTraffic\)"):
             change()
     assert client.describe_endpoint(EndpointName="pair")["EndpointStatus"] == "InService"
+
+
+def test_jobs_on_the_command_line(
+    target: SageMaker, releases: tuple[Path, ...], clips: list[Path], tmp_path: Path
+) -> None:
+    target.deploy(releases[0])
+
+    def run(line: str) -> str:
+        done = CliRunner().invoke(app, f"{line} --target sagemaker --set role={ROLE}".split())
+        if done.exception:
+            raise done.exception
+        return done.output
+
+    name = run(f"batch submit pair {' '.join(map(str, clips))}").strip()
+    assert run(f"batch status {name}") == f"{name}: succeeded\n"
+    with pytest.raises(UsageError, match=r"has ended \(succeeded\)"):
+        run(f"batch cancel {name}")
+    assert run(f"batch fetch {name} --to {tmp_path / 'out.jsonl'}").endswith("0 clips not answered\n")
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [line.pop("clip") for line in lines] == [str(clip) for clip in clips]
+    assert lines == expected(releases[0], clips)
+    with pytest.raises(UsageError, match="lists no jobs here"):
+        run("batch status")
+    with pytest.raises(UsageError, match="runs at local or vertex"):
+        run("batch submit pair gs://b/x.jsonl --to gs://b/out")

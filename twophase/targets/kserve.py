@@ -33,6 +33,8 @@ from twophase.targets.store import Store
 from twophase.targets.target import SERVER_IMAGE, Status, Target, words_of
 from twophase.targets.traffic import before, history, recorded
 
+STORES = ("s3://", "gs://", "https://")
+"""Azure's blobs are `https://ACCOUNT.blob.core.windows.net/CONTAINER/PATH` to KServe's storage initializer."""
 GROUP, VERSION, PLURAL = "serving.kserve.io", "v1beta1", "inferenceservices"
 _OURS = "twophase.dev/"
 _NEWEST, _ROLLED_OUT = f"{_OURS}version", f"{_OURS}rolled-out"
@@ -73,7 +75,7 @@ class KServe(Target):
     def __init__(
         self, model: str, namespace: str, store: str, image: str = SERVER_IMAGE, kubeconfig: str | None = None
     ) -> None:
-        """`store` is where releases are kept for the cluster to read, as `s3://models/two-phase`.
+        """`store` is where releases are kept for the cluster to read: an address that KServe knows.
 
         The cluster is the one of `kubeconfig`, of `KUBECONFIG`, or the one that this runs in.
         """
@@ -81,6 +83,8 @@ class KServe(Target):
         from kubernetes.config import ConfigException
 
         super().__init__(model)
+        if not store.startswith(STORES):
+            raise UsageError(f"store={store}: is no address that KServe reads; {', '.join(STORES)}... are")
         settings = client.Configuration()
         try:
             config.load_kube_config(kubeconfig, client_configuration=settings)

@@ -55,20 +55,24 @@ def _in_words(method: _Method) -> _Method:
 
     @functools.wraps(method)
     def spoken(self: "SageMaker", *args: Any, **kwargs: Any) -> Any:
+        from boto3.exceptions import S3UploadFailedError
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
             return method(self, *args, **kwargs)
-        except ClientError as error:
-            said = error.response.get("Error", {})
-            code, message = said.get("Code", ""), said.get("Message", str(error))
+        except (ClientError, S3UploadFailedError) as error:
+            refused = error.__context__ if isinstance(error, S3UploadFailedError) else error
+            if not isinstance(refused, ClientError):
+                raise TwoPhaseError(f"SageMaker: {error}; run the same command again: what is done is kept") from error
+            said = refused.response.get("Error", {})
+            code, message = said.get("Code", ""), said.get("Message", str(refused))
             todo = {
                 "ExpiredTokenException": "sign in again and run the same command: what is done is kept",
                 "ExpiredToken": "sign in again and run the same command: what is done is kept",
                 "AccessDeniedException": "let this account do it, or use another",
                 "AccessDenied": "let this account do it, or use another",
             }.get(code, "see what it says and run the same command again: what is done is kept")
-            raise TwoPhaseError(f"SageMaker, {error.operation_name}: {message} ({code}); {todo}") from error
+            raise TwoPhaseError(f"SageMaker, {refused.operation_name}: {message} ({code}); {todo}") from error
         except BotoCoreError as error:
             raise TwoPhaseError(
                 f"SageMaker: {error}; see that you are signed in (`aws sts get-caller-identity`)"

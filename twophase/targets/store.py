@@ -14,7 +14,7 @@ MANIFEST = f"{EXTRA}/release.json"
 
 
 class Store:
-    """A folder of releases: `s3://bucket/path`, `gs://bucket/path`, `az://container/path`."""
+    """A folder of releases: `s3://bucket/path`, `gs://bucket/path`, `https://ACCOUNT.blob.core.windows.net/c/path`."""
 
     def __init__(self, folder: str) -> None:
         """Raises `TwoPhaseError` when `folder` is no address of a store."""
