@@ -77,10 +77,11 @@ def test_advice_is_given_once_with_the_clips_that_it_rests_on(store: Store, tmp_
     (found,) = advice.give(store, home, news)
     assert (found.gate, found.do) == (GATE, "retune")
     assert advice.give(store, home, news) == []
-    folder = news / f"{GATE}-retune"
-    assert sorted(path.name for path in folder.iterdir()) == ["1-d0.flac", "labels.csv", "manifest.json"]
-    assert (folder / "labels.csv").read_text().splitlines() == ["fname,label,manually_verified", "1-d0.flac,Oboe,0"]
-    assert json.loads((folder / "manifest.json").read_text())["do"] == "retune"
+    assert {str(path.relative_to(news)) for path in news.rglob("*.*")} == {
+        f"Oboe/{GATE}-d0-1.flac",
+        f"{GATE}-retune/manifest.json",
+    }
+    assert json.loads((news / f"{GATE}-retune" / "manifest.json").read_text())["do"] == "retune"
 
 
 def test_drift_is_what_no_mixture_of_validation_clips_explains(store: Store) -> None:

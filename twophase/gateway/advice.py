@@ -1,15 +1,13 @@
 """What the field says should be done: retune a gate that misses too much, retrain one whose sound has changed.
 
 Advice is given once for a gate and a reason: it stands among the events, and where a folder for news is named it comes
-with the clips that it rests on, in a form that the trigger on new data (`pipelines/news.py`) and `twophase data` read:
+with the clips that it rests on, as the trigger on new data (`pipelines/news.py`) and `twophase data` read them:
 
-    NEWS/GATE-REASON/SEQUENCE-DEVICE.flac   the audit and escalation clips of that gate that are still here
-    NEWS/GATE-REASON/labels.csv             fname,label,manually_verified: the classifier's labels, not verified
+    NEWS/LABEL/GATE-DEVICE-SEQUENCE.flac    the audit and escalation clips of that gate that are still here, by the
+                                            classifier's label: nobody has verified it
     NEWS/GATE-REASON/manifest.json          the advice and its figures; written last: the trigger waits for it
 """
 
-import csv
-import io
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,7 +16,7 @@ from pathlib import Path
 
 from sqlalchemy import select
 
-from twophase.files import new_directory, write_json
+from twophase.files import replacing, write_json
 from twophase.gateway import field
 from twophase.gateway.published import Published, published
 from twophase.gateway.store import Store, clip, log, note
@@ -62,16 +60,16 @@ def give(store: Store, home: Path, news: Path | None) -> list[Advice]:
         if any(message.startswith(f"{item.gate} {item.do}:") for message in given):
             continue
         if news is not None:
-            _write(store, home, news / f"{item.gate}-{item.do}", item, next(f for f in figures if f.gate == item.gate))
+            _write(store, home, news, item, next(f for f in figures if f.gate == item.gate))
         store.do(lambda c, item=item: note(c, WHAT, "", f"{item.gate} {item.do}: {item.why}"))  # type: ignore[misc]
         new.append(item)
     return new
 
 
-def _write(store: Store, home: Path, folder: Path, item: Advice, figures: field.Field) -> None:
-    if (folder / "manifest.json").is_file():
+def _write(store: Store, home: Path, news: Path, item: Advice, figures: field.Field) -> None:
+    said = news / f"{item.gate}-{item.do}" / "manifest.json"
+    if said.is_file():
         return  # given before, and the event lost to a crash
-    shutil.rmtree(folder, ignore_errors=True)
     rows = store.do(
         lambda c: c.execute(
             select(clip.c.device, clip.c.sequence, clip.c.prediction).where(
@@ -79,18 +77,13 @@ def _write(store: Store, home: Path, folder: Path, item: Advice, figures: field.
             )
         ).all()
     )
-    with new_directory(folder) as aside:
-        table = io.StringIO(newline="")
-        writer = csv.writer(table)
-        writer.writerow(["fname", "label", "manually_verified"])
-        for row in rows:
-            source = home / "clips" / row.device / str(row.sequence)
-            if source.is_file():
-                name = f"{row.sequence}-{row.device}{_suffix(source)}"
-                shutil.copyfile(source, aside / name)
-                writer.writerow([name, row.prediction["label"], 0])
-        (aside / "labels.csv").write_text(table.getvalue())
-    write_json(folder / "manifest.json", {**asdict(item), "figures": asdict(figures)})
+    for row in rows:
+        source = home / "clips" / row.device / str(row.sequence)
+        if source.is_file():
+            name = f"{item.gate}-{row.device}-{row.sequence}{_suffix(source)}"
+            with source.open("rb") as sound, replacing(news / row.prediction["label"] / name) as copy:
+                shutil.copyfileobj(sound, copy)
+    write_json(said, {**asdict(item), "figures": asdict(figures)})
 
 
 def _suffix(path: Path) -> str:
