@@ -65,6 +65,8 @@ def test_life_of_a_model(address: Address, home: Path, folder: Path) -> None:
                 "region": "us-central1",
             },
         }
+        other = body["predictionInput"] | {"outputDataFormat": "CSV"}
+        assert http.post("/v1/projects/p/jobs", json={**body, "predictionInput": other}).status_code == 501
         assert http.post("/v1/projects/p/jobs", json=body).json()["state"] == "QUEUED"
         assert http.post("/v1/projects/p/jobs", json=body).status_code == 409
         while http.get("/v1/projects/p/jobs/job_1").json()["state"] in ("QUEUED", "RUNNING"):
@@ -88,7 +90,8 @@ def test_life_of_a_model(address: Address, home: Path, folder: Path) -> None:
     down(home)
     with httpx.Client(base_url=up(home).url, timeout=30) as http:
         image = [[0] * 64] * 61
-        assert http.post(f"{MODEL}:predict", json={"instances": [image]}).json()["predictions"][0]["windows"] == 1
+        answer = http.post(f"{MODEL}:predict", json={"instances": [image]}).json()
+        assert (answer["modelVersionId"], answer["predictions"][0]["windows"]) == ("v2", 1)
         assert http.delete(f"{MODEL}/versions/v2").json()["done"]
         assert http.delete(MODEL).json()["done"]
 

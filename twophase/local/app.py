@@ -97,18 +97,19 @@ class Platform:
         """Let the change under way end, then release the files."""
         self._pipelines.close()
         self._jobs.close()
-        self._control.submit(self._log.flush)
+        self._log.flush()
         self._control.shutdown()
         self._store.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         started = time.perf_counter()
-        predict = _PREDICT.fullmatch(scope["path"]) or ml.PREDICT.fullmatch(scope["path"])
+        posted = scope["method"] == "POST"
+        predict = posted and (_PREDICT.fullmatch(scope["path"]) or ml.PREDICT.fullmatch(scope["path"]))
         target: Target | None = None
         try:
             self._authenticate(scope)
-            if predict and scope["method"] == "POST":
+            if predict:
                 target, predictor = self._live.choose(predict[1])
                 answer = await self._predict(predict[1], predict[2], target, predictor, scope, receive)
             else:
@@ -152,6 +153,8 @@ class Platform:
             return await self._in_control(again)
 
     def _authenticate(self, scope: Scope) -> None:
+        if header(scope, b"origin") is not None:  # what is sent to loopback in somebody's name by a page in a browser
+            raise Refusal(403, "this platform is not for web pages: requests with the header Origin are refused")
         given = header(scope, b"authorization") or b""
         if self._token and not hmac.compare_digest(given, f"Bearer {self._token}".encode()):
             raise Refusal(401, "this platform wants its token: send Authorization: Bearer TOKEN")
@@ -168,7 +171,7 @@ class Platform:
                 "deployedModelId": target.deployed_model_id,
                 "model": target.model,
                 "modelDisplayName": target.display_name,
-                "modelVersionId": str(target.version),
+                "modelVersionId": target.version,
             }
         fields = (
             (b"x-vertex-ai-endpoint-id", endpoint.rpartition("/")[2].encode()),
@@ -188,9 +191,9 @@ class Platform:
         return Answer(content, code, content_type, tuple(f for f in fields if f[0] != b"content-type"))
 
     def _observe(self, scope: Scope, endpoint: str | None, target: Target | None, code: int, seconds: float) -> None:
-        model, version = (target.model, str(target.version)) if target else ("", "")
+        model, version = (target.model, target.version) if target else ("", "")
         if endpoint:
-            known = endpoint if code != 404 else ""  # names that nobody made must not become metrics
+            known = endpoint if code not in (401, 403, 404) else ""  # names that nobody made must not become metrics
             self._metrics.predicted(known, model, version, code, seconds)
         else:
             self._metrics.answered(scope["method"], code)

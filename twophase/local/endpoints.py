@@ -171,7 +171,7 @@ class Endpoints:
         artifact = self._models.artifact(model, version)
         if artifact is None:
             raise failed(f"{model}@{version}: has no artifact; upload a version with an artifact_uri")
-        return Target(deployed["id"], artifact, model, version, deployed["displayName"])
+        return Target(deployed["id"], artifact, model, str(version), deployed["displayName"])
 
 
 def _check_split(split: dict[str, Any], body: JSON) -> None:

@@ -35,7 +35,7 @@ class Target:
     deployed_model_id: str
     artifact: str
     model: str
-    version: int
+    version: str
     display_name: str
 
 

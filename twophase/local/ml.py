@@ -232,10 +232,15 @@ class OldPlatform:
                 400,
                 f"Field: dataFormat Error: {asked.get('dataFormat')}; JSON and TEXT, one instance a line, are accepted",
             )
+        for field, only in (("outputDataFormat", "JSON"), ("signatureName", "serving_default")):
+            if asked.get(field, only) != only:
+                raise Refusal(501, f"Field: {field} Error: {asked[field]} is not built here; leave it out for {only}")
         if asked.get("uri"):
             artifact = self._artifacts.add(self._buckets.model(asked["uri"]), asked["uri"])
         else:
-            version = asked.get("versionName") or self._get(_MODEL, asked.get("modelName", "")).get("default", "")
+            version = asked.get("versionName") or self._get(_MODEL, asked.get("modelName", "")).get("default")
+            if not version:
+                raise failed(f"{asked['modelName']}: has no version; create one, or name a version or a uri")
             artifact = self._get(_VERSION, version)["artifact"]
         body = {
             "name": f"{parent}/jobs/{identity}",
@@ -274,14 +279,13 @@ class OldPlatform:
         return body
 
     def _route(self, version: JSON) -> None:
-        target = Target(version["name"].rpartition("/")[2], version["artifact"], parent_of(version["name"]), 0, "")
+        target = _target(version)
         self._live.route(version["name"], [target], {target.deployed_model_id: 100})
 
     def _route_default(self, model: str) -> None:
         default = self._get(_MODEL, model).get("default")
-        version = default and self._get(_VERSION, default)
-        targets = [Target("default", version["artifact"], model, 0, "")] if version else []
-        self._live.route(model, targets, {"default": 100})
+        targets = [_target(self._get(_VERSION, default))] if default else []
+        self._live.route(model, targets, {target.deployed_model_id: 100 for target in targets})
 
     def _done(self, of: str, kind: str, response: JSON, message: str) -> JSON:
         project, identity, time = "/".join(of.split("/")[:2]), f"{kind.lower()}_{new_id()}", now()
@@ -300,6 +304,11 @@ class OldPlatform:
         }
         self._store.put(_OPERATION, operation)
         return {k: v for k, v in operation.items() if k != "createTime"}
+
+
+def _target(version: JSON) -> Target:
+    identity = version["name"].rpartition("/")[2]
+    return Target(identity, version["artifact"], parent_of(version["name"]), identity, "")
 
 
 def _shown(version: JSON) -> JSON:

@@ -48,7 +48,7 @@ class Metrics:
 
 
 class AccessLog:
-    """The access log. `add` is called in the event loop; files are written by `submit`'s thread."""
+    """The access log. Lines are added and taken in the event loop, and written by `submit`'s thread."""
 
     def __init__(self, path: Path, submit: Callable[[Callable[[], None]], Any]) -> None:
         self._path, self._submit = path, submit
@@ -57,12 +57,16 @@ class AccessLog:
     def add(self, **entry: Any) -> None:
         """Log one request."""
         if not self._lines:
-            asyncio.get_running_loop().call_later(1.0, self._submit, self.flush)
+            asyncio.get_running_loop().call_later(1.0, self.flush)
         self._lines.append(orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE))
 
     def flush(self) -> None:
-        """Write what was gathered; a disk that does not take it costs these lines and nothing else."""
+        """Have what was gathered written."""
         lines, self._lines = self._lines, []
+        self._submit(lambda: self._write(lines))
+
+    def _write(self, lines: list[bytes]) -> None:
+        """Append lines; a disk that does not take them costs these lines and nothing else."""
         try:
             if self._path.is_file() and self._path.stat().st_size > ROTATE_BYTES:
                 self._path.replace(self._path.with_name(f"{self._path.name}.1"))
