@@ -1,7 +1,7 @@
 """Start, find and stop the platform's process. Imports nothing heavy: every command line call comes through here.
 
-    home/server.json   pid, port, address, started: written when the platform answers, removed when it ends well
-    home/.lock         held by the running platform; a `server.json` without a held lock is stale, from a crash
+    home/server.json   pid, port, address, started: written when the platform answers; kept for the next one's port
+    home/.lock         held by the running platform, whose pid is in it; a `server.json` of another process is stale
     home/server.log    what a detached platform says
 
 Two that start a platform on one home at once get the same one: the second is refused the lock, and finds the first.
@@ -57,11 +57,13 @@ def default_home() -> Path:
 
 
 def status(home: Path) -> Address | None:
-    """The platform that runs on `home`, or None; what a crash left behind is recognised by its free lock."""
+    """The platform that answers on `home`, or None; also None while one starts, whose record is not there yet."""
     path = home / "server.json"
     if not _locked(home) or not path.is_file():
         return None
-    return Address(**read_json(path, "server record"))
+    found = Address(**read_json(path, "server record"))
+    holder = (home / ".lock").read_text()
+    return found if holder in (str(found.pid), "") else None  # a full disk may cost the lock its holder's name
 
 
 def ensure_up(home: Path) -> Address:
@@ -127,7 +129,9 @@ def gc(home: Path) -> list[str]:
     """Have the platform on `home` delete the artifacts that nothing needs any more; their keys."""
     import httpx
 
-    answer = httpx.post(f"{ensure_up(home).url}/twophase/gc", timeout=600.0)
+    token = os.environ.get("TWOPHASE_TOKEN")
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    answer = httpx.post(f"{ensure_up(home).url}/twophase/gc", headers=headers, timeout=600.0)
     if answer.is_error:
         raise TwoPhaseError(answer.json()["error"]["message"])
     removed: list[str] = answer.json()["removed"]
@@ -136,7 +140,8 @@ def gc(home: Path) -> list[str]:
 
 def announce(home: Path, port: int, host: str) -> None:
     """Called by the platform once it answers: write `server.json`."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    host = f"[{host}]" if ":" in host else host
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     write_json(home / "server.json", asdict(Address(str(home), os.getpid(), port, f"http://{host}:{port}", started)))
 
