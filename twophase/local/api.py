@@ -143,7 +143,7 @@ def _set_parameter(request: dict[str, Any], descriptor: Any, name: str, value: s
     for step in outer:
         field = descriptor.fields_by_camelcase_name.get(step)
         request, descriptor = request.setdefault(step, {}), field and field.message_type
-        if descriptor is None:
+        if descriptor is None or not isinstance(request, dict):
             raise Refusal(400, f"{name}: is no parameter of this method")
     field = descriptor.fields_by_camelcase_name.get(last)
     if field is None:
@@ -154,7 +154,8 @@ def _set_parameter(request: dict[str, Any], descriptor: Any, name: str, value: s
     elif field.message_type is not None and field.message_type.full_name == "google.protobuf.FieldMask":
         typed = ",".join(map(_camel, value.split(",")))
     if field.is_repeated:
-        request.setdefault(last, []).append(typed)
+        given = request.get(last, [])
+        request[last] = [*given, typed] if isinstance(given, list) else given
     else:
         request[last] = typed
 

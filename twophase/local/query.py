@@ -15,6 +15,7 @@ from twophase.serving.refusal import Refusal
 _TOKEN = re.compile(
     r'\s*(?:(?P<text>"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\')|(?P<op>!=|<=|>=|[=<>:()])|(?P<word>[^\s=<>:()!"\']+))'
 )
+_MOST_NESTED = 50
 _Test = Callable[[JSON], bool]
 
 
@@ -43,6 +44,8 @@ class _Parser:
                 raise self._refusal()
             self._tokens.append((str(match.lastgroup), match[str(match.lastgroup)]))
             position = match.end()
+        if sum(token in ("(", "NOT") for _, token in self._tokens) > _MOST_NESTED:
+            raise self._refusal()
 
     def test(self) -> _Test:
         found = self._any()
@@ -114,7 +117,9 @@ def _value(item: JSON, field: str) -> Any:
 
 def _compare(value: Any, operator: str, text: str) -> bool:
     if operator == ":":  # has: a key of a map, an item of a list, a part of a text
-        return value is not None and (text == "*" or text in value)
+        return value is not None and (
+            text == "*" or text in (value if isinstance(value, dict | list) else _text(value))
+        )
     if operator in ("=", "!="):
         same = str(value).startswith(text[:-1]) if text.endswith("*") and value is not None else _text(value) == text
         return same == (operator == "=")
