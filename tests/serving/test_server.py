@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 
 from tests.serving.loopback import serving
 from twophase.audio.frontend import FRONT_END
+from twophase.errors import UsageError
 from twophase.release.manifest import ReleaseError
 from twophase.release.runtime import Pair
 from twophase.serving.app import App
 from twophase.serving.instances import Limits
 from twophase.serving.predictor import Predictor
-from twophase.serving.server import port_of
+from twophase.serving.server import limits_of, port_of
 from twophase.serving.source import release_of
 
 LIMITS = Limits(body_bytes=2_000_000, instances=4, windows=40)
@@ -163,6 +164,10 @@ def test_a_changed_release_is_not_served(release: Path, tmp_path: Path) -> None:
 
 
 def test_environment(release: Path) -> None:
+    assert limits_of({}).body_bytes == 10_000_000
+    assert limits_of({"TWOPHASE_BODY_BYTES": "1500000"}).body_bytes == 1_500_000
+    with pytest.raises(UsageError, match="1 to"):
+        limits_of({"TWOPHASE_BODY_BYTES": "1.5 MB"})
     assert port_of({}) == 8080
     assert port_of({"PORT": "1", "AIP_HTTP_PORT": "2", "SAGEMAKER_BIND_TO_PORT": "3"}) == 3
     assert release_of({"AZUREML_MODEL_DIR": str(release.parent), "AIP_STORAGE_URI": "gs://x"}) == release

@@ -5,13 +5,14 @@ back; whoever reads it finds a platform that answers.
 """
 
 import ipaddress
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from twophase.errors import TwoPhaseError, UsageError
 from twophase.files import locked
 from twophase.local.process import announce, last_port
-from twophase.serving.server import end_on_signals, listening, options
+from twophase.serving.server import end_on_signals, limits_of, listening, options
 
 
 def run(
@@ -24,6 +25,7 @@ def run(
     """Answer until told to stop. Raises `TwoPhaseError` when the home is held, or the port taken."""
     if not token and not _is_loopback(host):
         raise UsageError(f"--host {host}: others could reach the platform there; give a --token too, or use 127.0.0.1")
+    limits = limits_of(os.environ)
     end_on_signals()
     home = home.absolute()
     with locked(home, "the platform's folder"):
@@ -39,7 +41,7 @@ def run(
                 raise
             bound = listening(host, 0)
         with bound:
-            platform = Platform(home, buckets, token=token)
+            platform = Platform(home, buckets, limits, token)
             bound.listen(2048)  # from here on a client waits for an answer instead of being turned away
             announce(home, bound.getsockname()[1], host)
             try:

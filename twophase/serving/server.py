@@ -9,11 +9,13 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from twophase.errors import TwoPhaseError, UsageError
 from twophase.serving.app import App
+from twophase.serving.instances import LIMITS, Limits
 from twophase.serving.multi_model import MultiModel
 from twophase.serving.predictor import Predictor
 
@@ -44,7 +46,7 @@ def serve_many(port: int, host: str = "0.0.0.0") -> None:
 def _run(served: Predictor | MultiModel, port: int, host: str) -> None:
     from twophase.serving import workers
 
-    app = App(served, *routes_of(os.environ))
+    app = App(served, *routes_of(os.environ), limits=limits_of(os.environ))
     with listening(host, port) as listener:
         workers.run(app, listener, workers_of(os.environ), options())
 
@@ -55,6 +57,17 @@ def workers_of(environment: Mapping[str, str]) -> int:
     if not value.isdecimal() or not 0 < int(value) <= 256:
         raise UsageError(f"TWOPHASE_WORKERS={value}: is no number of processes; give 1 to 256")
     return int(value)
+
+
+def limits_of(environment: Mapping[str, str]) -> Limits:
+    """How much a request may ask for: `TWOPHASE_BODY_BYTES` of a body, else as many as a dedicated endpoint of Vertex.
+
+    Raises `UsageError` when that is no size.
+    """
+    value = environment.get("TWOPHASE_BODY_BYTES") or str(LIMITS.body_bytes)
+    if not value.isdecimal() or not 0 < int(value) <= 1 << 30:
+        raise UsageError(f"TWOPHASE_BODY_BYTES={value}: is no size; give 1 to {1 << 30} bytes")
+    return replace(LIMITS, body_bytes=int(value))
 
 
 def routes_of(environment: Mapping[str, str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
