@@ -3,7 +3,10 @@
 import base64
 import json
 import os
+import resource
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -14,7 +17,8 @@ import numpy as np
 import pytest
 
 from twophase.errors import TwoPhaseError
-from twophase.local.process import Address, down, ensure_up, gc, status, up
+from twophase.files import locked, write_json
+from twophase.local.process import Address, announce, down, ensure_up, gc, status, up
 from twophase.release.manifest import read
 
 V1 = "/v1/projects/p/locations/l"
@@ -40,6 +44,9 @@ def uploaded(http: httpx.Client, release: Path, **more: object) -> dict:
         ("GET", f"{V1}/models?pageSize=x", None, 400, "pageSize"),
         ("GET", f"{V1}/models?other=1", None, 400, "no parameter"),
         ("GET", f"{V1}/models?filter=%28", None, 400, "filter"),
+        ("GET", f"{V1}/models?filter=" + "NOT%20" * 5000, None, 400, "filter"),
+        ("POST", f"{V1}/models:upload?model.display_name=a", b'{"model": 3}', 400, "no parameter"),
+        ("POST", f"{V1}/models/m:mergeVersionAliases?version_aliases=a", b'{"versionAliases": 3}', 400, "Aliases"),
         ("POST", f"{V1}/models:upload", b"{", 400, "no JSON"),
         ("POST", f"{V1}/models:upload", b"[]", 400, "no JSON object"),
         ("POST", f"{V1}/models:upload", b'{"models": {}}', 400, 'no field named "models"'),
@@ -113,6 +120,70 @@ def test_raw_predict_names_who_answered(http: httpx.Client, releases: tuple[Path
     assert answer.json().keys() == {"predictions"}
 
 
+def lying(**changed: int) -> dict:
+    """A WAV of 1 s whose header says otherwise."""
+    fields = {"size": 32_036, "coding": 1, "channels": 1, "rate": 16_000, "bits": 16, "data": 32_000} | changed
+    size, coding, channels, rate, bits, data = fields.values()
+    form = struct.pack("<IHHIIHH", 16, coding, channels, rate, 2 * rate % 2**32, 2, bits)
+    head = b"RIFF" + struct.pack("<I", size) + b"WAVEfmt " + form + b"data" + struct.pack("<I", data)
+    return {"b64": base64.b64encode(head + bytes(32_000)).decode()}
+
+
+BAD_INSTANCES = [
+    [{"pcm": [0.0]}] * 10_000,
+    [lying(data=2**31)],
+    [lying(rate=2**31)],
+    [lying(rate=0)],
+    [lying(channels=0)],
+    [lying(channels=65_535)],
+    [lying(coding=77)],
+    [{"b64": base64.b64encode(b"fLaC" + bytes(40)).decode()}],
+    [{"path": "../../etc/passwd"}],
+    [[[0] * 64] * 60],
+    [{"pcm": "x"}],
+]
+
+
+def test_predictions_that_nobody_should_ask_for(http: httpx.Client, releases: tuple[Path, Path]) -> None:
+    model = uploaded(http, releases[0])["model"]
+    endpoint = http.post(f"{V1}/endpoints", json={"displayName": "e"}).json()["response"]["name"]
+    http.post(f"/v1/{endpoint}:deployModel", json={"deployedModel": {"model": model}, "trafficSplit": {"0": 100}})
+    bodies = [json.dumps({"instances": instances}).encode() for instances in BAD_INSTANCES]
+    for body in (*bodies, b"{", b'{"instances": [{"pcm": [NaN]}]}', b'{"instances": [{"pcm": [1e39]}]}'):
+        refused = http.post(f"/v1/{endpoint}:predict", content=body)
+        assert (refused.status_code, refused.json()["error"]["status"]) == (400, "INVALID_ARGUMENT"), body[:200]
+    assert http.post(f"/v1/{endpoint}:predict", json={"instances": [lying()]}).status_code == 200
+
+
+def test_web_pages_are_refused(http: httpx.Client) -> None:
+    body, origin = {"displayName": "e"}, {"origin": "https://example.com", "content-type": "text/plain"}
+    assert http.post(f"{V1}/endpoints", json=body, headers=origin).status_code == 403
+    assert http.get(f"{V1}/endpoints").json() == {"endpoints": []}
+
+
+def test_two_thousand_idle_connections_hinder_nobody(home: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+    address = up(home)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 5_000)), hard))
+    idle = [socket.create_connection(("127.0.0.1", address.port)) for _ in range(2_000)]
+    assert httpx.get(f"{address.url}{V1}/models").json() == {"models": []}
+    for connection in idle:
+        connection.close()
+
+
+def test_token_and_body_limit(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TWOPHASE_TOKEN", "secret")
+    monkeypatch.setenv("TWOPHASE_BODY_BYTES", "1000")
+    url = up(home).url
+    assert gc(home) == []
+    for headers in ({}, {"authorization": "Bearer other"}):
+        assert httpx.post(f"{url}{V1}/endpoints/made-up:predict", headers=headers).status_code == 401
+    with httpx.Client(base_url=url, headers={"authorization": "Bearer secret"}) as http:
+        assert "made-up" not in http.get("/metrics").text
+        assert http.post(f"{V1}/endpoints", content=b" " * 1001).status_code == 413
+
+
 def test_pages_and_order(http: httpx.Client, releases: tuple[Path, Path]) -> None:
     model = uploaded(http, releases[0], modelId="m")["model"]
     for _ in range(4):
@@ -159,6 +230,16 @@ def test_one_platform_a_home(platform: Address, home: Path) -> None:
     )
     assert again.returncode == 1
     assert f"process {platform.pid}" in again.stderr
+
+
+def test_a_record_of_before_is_no_running_platform(home: Path) -> None:
+    """Between the start of a platform and its first answer: it holds the home, the record is the last one's."""
+    home.mkdir()
+    write_json(home / "server.json", {"home": str(home), "pid": 2**22, "port": 1, "url": "http://x", "started": ""})
+    with locked(home, "the platform's folder"):
+        assert status(home) is None
+        announce(home, 8080, "::1")
+        assert status(home).url == "http://[::1]:8080"
 
 
 def test_a_crash_leaves_no_platform_and_loses_nothing(home: Path, releases: tuple[Path, Path]) -> None:
