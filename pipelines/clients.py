@@ -1,32 +1,23 @@
-"""Runs on Vertex AI, on this machine's platform or on Kubeflow: asked for, watched, scheduled, by official clients.
+"""Runs on Vertex AI or on this machine's platform: asked for, watched, scheduled, by the official client.
 
 Asking twice for the same id asks once, and the second is told so (`AlreadyThere`). Whatever a cloud refuses comes back
-as one message that says what to do.
+as one message that says what to do (refusals.py).
 """
 
-import contextlib
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from pipelines.refusals import RunEndedBadly, in_words
 from pipelines.submission import Submission
 from twophase.errors import TwoPhaseError, UsageError
 
 ENDED = {"PIPELINE_STATE_SUCCEEDED", "PIPELINE_STATE_FAILED", "PIPELINE_STATE_CANCELLED"}
-
-
-class AlreadyThere(TwoPhaseError):
-    """A run of this id was asked for before."""
-
-
-class RunEndedBadly(TwoPhaseError):
-    """The run was watched until it failed or was cancelled."""
 
 
 class Vertex:
@@ -46,7 +37,7 @@ class Vertex:
         """The request as it would be sent: `CreatePipelineJobRequest` in proto-JSON."""
         from google.auth.credentials import AnonymousCredentials
 
-        with self._in_words(submission):
+        with self._in_words(submission.job_id):
             job = self._job(submission, AnonymousCredentials()).to_dict()  # nothing is sent
         for name, value in (("serviceAccount", submission.service_account), ("network", submission.network)):
             if value:
@@ -58,7 +49,7 @@ class Vertex:
         from google.cloud.aiplatform_v1 import types
         from google.protobuf import json_format
 
-        with self._in_words(submission):
+        with self._in_words(submission.job_id):
             job = self._job(submission)
             if submission.experiment:
                 job.submit(
@@ -96,10 +87,10 @@ class Vertex:
         """Ask for a run at every time of `cron`, one at a time; return the schedule's resource name."""
         if self.api_endpoint:
             raise UsageError("--schedule: the platform on this machine has none; let cron call `twophase submit`")
-        with self._in_words(submission):
+        with self._in_words(submission.job_id):
             made = self._job(submission).create_schedule(
                 cron=cron,
-                display_name=submission.name,
+                display_name=str(submission.arguments.get("model", submission.name)),  # by which `destroy` finds it
                 max_concurrent_run_count=1,
                 service_account=submission.service_account or None,
                 network=submission.network or None,
@@ -110,35 +101,39 @@ class Vertex:
         """The job of that id as the SDK has it, or None."""
         from google.api_core.exceptions import NotFound
 
-        try:
-            return self._sdk.PipelineJob.get(job_id)
-        except NotFound:
-            return None
+        with self._in_words(job_id):
+            try:
+                return self._sdk.PipelineJob.get(job_id)
+            except NotFound:
+                return None
 
     def started(self, trigger: str) -> list[tuple[datetime, int]]:
         """When each run with the label `trigger` was asked for, and how many files it was asked for."""
-        found = self._sdk.PipelineJob.list(filter=f'labels.trigger="{trigger}"')
+        with self._in_words(trigger):
+            found = self._sdk.PipelineJob.list(filter=f'labels.trigger="{trigger}"')
         return [(job.create_time, int(job.labels.get("files", 0))) for job in found]
 
     def wait(self, name: str, on_task: Callable[[str, str], object] = lambda task, state: None) -> None:
         """Watch a run to its end; `on_task` is called with each task's new state. Raises `RunEndedBadly`."""
-        job = self._sdk.PipelineJob.get(name)
         seen: dict[str, str] = {}
         pause_s = 0.5
-        while True:
-            state = job.state.name  # asks
-            for task in job.task_details:
-                if seen.get(task.task_name) != task.state.name:
-                    seen[task.task_name] = task.state.name
-                    on_task(task.task_name, task.state.name)
-            if state in ENDED:
-                break
-            time.sleep(pause_s)
-            pause_s = min(1.5 * pause_s, 15.0)
+        with self._in_words(name):
+            job = self._sdk.PipelineJob.get(name)
+            while (state := job.state.name) not in ENDED:  # asks
+                self._tell(job, seen, on_task)
+                time.sleep(pause_s)
+                pause_s = min(1.5 * pause_s, 15.0)
+        self._tell(job, seen, on_task)
         if state != "PIPELINE_STATE_SUCCEEDED":
             word = "was cancelled" if state.endswith("CANCELLED") else "failed"
             why = f": {job.gca_resource.error.message}" if job.gca_resource.error.message else ""
             raise RunEndedBadly(f"{name}: {word}{why}; what is finished is kept, submit it again to go on")
+
+    def _tell(self, job: Any, seen: dict[str, str], on_task: Callable[[str, str], object]) -> None:
+        for task in job.task_details:
+            if seen.get(task.task_name) != task.state.name:
+                seen[task.task_name] = task.state.name
+                on_task(task.task_name, task.state.name)
 
     def console(self, name: str) -> str:
         """Where a person looks at the run."""
@@ -166,111 +161,5 @@ class Vertex:
                 encryption_spec_key_name=submission.encryption_key or None,
             )
 
-    @contextlib.contextmanager
-    def _in_words(self, submission: Submission) -> Iterator[None]:
-        """Say in one message what the cloud refused, and what to do about it."""
-        from google.api_core import exceptions as said
-        from google.auth.exceptions import GoogleAuthError
-        from requests import RequestException
-
-        at = self.api_endpoint or f"{self.project}/{self.region}"
-        try:
-            yield
-        except said.Conflict as error:  # AlreadyExists through gRPC, its parent through REST
-            raise AlreadyThere(f"{submission.job_id}: a run of this id is there already; nothing was done") from error
-        except GoogleAuthError as error:
-            raise TwoPhaseError(
-                f"{at}: no credentials ({error}); run `gcloud auth application-default login`"
-            ) from error
-        except (said.Forbidden, said.Unauthorized) as error:
-            raise TwoPhaseError(f"{at}: not allowed ({error.message}); docs/vertex.md lists the roles") from error
-        except said.TooManyRequests as error:
-            raise TwoPhaseError(
-                f"{at}: over a quota ({error.message}); ask for more, or give other machines"
-            ) from error
-        except said.NotFound as error:
-            raise TwoPhaseError(f"{at}: {error.message}; see that project, region and bucket exist") from error
-        except said.GoogleAPIError as error:
-            raise TwoPhaseError(f"{at}: {getattr(error, 'message', error)}") from error
-        except (RequestException, ConnectionError) as error:
-            raise TwoPhaseError(
-                f"{at}: does not answer ({type(error).__name__}); see that the address is right"
-            ) from error
-        except ValueError as error:
-            raise UsageError(f"{submission.job_id}: {error}") from error
-
-
-class Kubeflow:
-    """Runs of a Kubeflow Pipelines host, through kfp's own client."""
-
-    def __init__(self, host: str, namespace: str = "") -> None:
-        """`host` is the address of the Pipelines API, such as `http://localhost:8888`."""
-        import kfp
-
-        self.host = host
-        try:
-            self._client = kfp.Client(host=host, namespace=namespace or "kubeflow")
-        except Exception as error:  # its client raises what its HTTP library does
-            raise TwoPhaseError(f"{host}: is no Kubeflow Pipelines host that answers ({_short(error)})") from error
-
-    def request(self, submission: Submission) -> dict[str, Any]:
-        """What would be sent: the run's name, spec and arguments."""
-        config = {"parameters": submission.arguments, "pipeline_root": submission.root}
-        return {"display_name": submission.job_id, "pipeline_spec": submission.spec, "runtime_config": config}
-
-    def submit(self, submission: Submission) -> str:
-        """Ask for a run; return its id."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "spec.yaml"
-            path.write_text(yaml.safe_dump(submission.spec))
-            try:
-                run = self._client.create_run_from_pipeline_package(
-                    str(path),
-                    arguments=submission.arguments,
-                    run_name=submission.job_id,
-                    experiment_name=submission.experiment or submission.name,
-                    pipeline_root=submission.root or None,
-                    service_account=submission.service_account or None,
-                )
-            except Exception as error:
-                raise TwoPhaseError(f"{self.host}: refused the run ({_short(error)})") from error
-        return str(run.run_id)
-
-    def schedule(self, submission: Submission, cron: str) -> str:
-        """Ask for a run at every time of `cron`; return the schedule's id."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "spec.yaml"
-            path.write_text(yaml.safe_dump(submission.spec))
-            try:
-                experiment = self._client.create_experiment(submission.experiment or submission.name)
-                made = self._client.create_recurring_run(
-                    experiment_id=experiment.experiment_id,
-                    job_name=submission.job_id,
-                    cron_expression=cron,
-                    max_concurrency=1,
-                    pipeline_package_path=str(path),
-                    params=submission.arguments,
-                    pipeline_root=submission.root or None,
-                )
-            except Exception as error:
-                raise TwoPhaseError(f"{self.host}: refused the schedule ({_short(error)})") from error
-        return str(made.recurring_run_id)
-
-    def wait(self, name: str, on_task: Callable[[str, str], object] = lambda task, state: None) -> None:
-        """Watch a run to its end. Raises `RunEndedBadly`."""
-        state = ""
-        while state not in ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"):
-            if state:
-                time.sleep(5)
-            state = str(self._client.get_run(name).state)
-            on_task("run", state)
-        if state != "SUCCEEDED":
-            raise RunEndedBadly(f"{name}: ended as {state}; look at {self.console(name)}")
-
-    def console(self, name: str) -> str:
-        """Where a person looks at the run."""
-        return f"{self.host}/#/runs/details/{name}"
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    def _in_words(self, what: str) -> AbstractContextManager[None]:
+        return in_words(self.api_endpoint or f"{self.project}/{self.region}", what)

@@ -43,6 +43,10 @@ class Machines:
     encryption_key: str = ""
 
 
+USUAL = Machines()
+"""What the checked-in specs were compiled with."""
+
+
 @dataclass(frozen=True)
 class Place:
     """What one place does in its own way."""
@@ -95,7 +99,7 @@ def kubeflow() -> Place:
     return Place(_as_it_is, _kserve_compare, _kserve_go_live, _predict, in_cloud=True)
 
 
-def vertex(machines: Machines = Machines()) -> Place:
+def vertex(machines: Machines = USUAL) -> Place:
     """Vertex AI Pipelines, with Google's components for training jobs, upload, endpoint, deployment and batches."""
 
     def training(component: Any, named: Named) -> Any:

@@ -3,15 +3,16 @@
 Its id is what makes it one run: whoever asks for the same id again is told that it is there (`clients.py`).
 """
 
+import copy
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pipelines.compile import compile_spec, spec_path
-from pipelines.places import Machines, vertex
+from pipelines.places import USUAL, Machines, vertex
 from twophase.audio import sources
 from twophase.errors import TwoPhaseError, UsageError
 from twophase.files import digest_of
@@ -77,9 +78,10 @@ def read_spec(place: str | Path) -> dict[str, Any]:
     return dict(document)
 
 
-def vertex_spec(name: str, image: str, machines: Machines | None = None) -> dict[str, Any]:
-    """A spec of `compiled/` with its steps in `image`, and its training on other machines where they are given."""
-    text = compile_spec(name, vertex(machines)) if machines else spec_path(name).read_text("utf-8")
+def _vertex_spec(image: str, machines: Machines) -> dict[str, Any]:
+    """The spec of `compiled/` with its steps in `image`; compiled anew where its training runs on other machines."""
+    name = "two_phase.vertex"
+    text = spec_path(name).read_text("utf-8") if machines == USUAL else compile_spec(name, vertex(machines))
     return _with_image(text, image)
 
 
@@ -113,17 +115,17 @@ def for_vertex(
     arguments: dict[str, Any],
     bucket: str,
     image: str,
-    machines: Machines | None,
     project: str,
     region: str,
+    machines: Machines = USUAL,
     server_image: str = "",
     **given: Any,
 ) -> Submission:
     """A run of `two_phase.vertex` in Google's cloud. Raises `UsageError` for what Vertex AI could not reach.
 
-    `server_image` serves the classifier: ours, from beside the trainer's, where it is empty. `given` are more fields of
-    the submission. Steps share no disk: what they hand on lies below `bucket`, and so do the packs of images, which a
-    later run finds again.
+    Account, network and key of `machines` are the whole run's. `server_image` serves the classifier: ours, from beside
+    the trainer's, where it is empty. `given` are more fields of the submission. Steps share no disk: what they hand on
+    lies below `bucket`, and so do the packs of images, which a later run finds again.
     """
     at = in_bucket(bucket)
     _need_url(arguments.get("data", ""))
@@ -135,9 +137,18 @@ def for_vertex(
     serving = server_image or f"{image.rpartition('/')[0]}/{SERVER_IMAGE.rpartition('/')[2]}"
     place = {"project": project, "region": region, "store": f"gs://{at}/images", "server_image": serving}
     told = {**_with_digest(arguments), **place}
-    spec = vertex_spec("two_phase.vertex", image, machines)
     labels = {**_labels(told), **given.pop("labels", {})}
-    return Submission(spec, new_id(), told, root=f"gs://{at}/runs", labels=labels, **given)
+    return Submission(
+        _vertex_spec(image, machines),
+        new_id(),
+        told,
+        root=f"gs://{at}/runs",
+        labels=labels,
+        service_account=machines.service_account,
+        network=machines.network,
+        encryption_key=machines.encryption_key,
+        **given,
+    )
 
 
 def for_kubeflow(
@@ -152,6 +163,16 @@ def for_kubeflow(
     told = {**_with_digest(arguments), **place, **({"server_image": server_image} if server_image else {})}
     spec = _with_image(spec_path("two_phase.kubeflow").read_text("utf-8"), image)
     return Submission(spec, new_id(), told, root=f"{at}/runs", **given)
+
+
+def to_repeat(submission: Submission) -> Submission:
+    """The same for a schedule: clips are listed anew each time, since `data_digest` is that of today."""
+    spec = copy.deepcopy(submission.spec)
+    for part in (spec["root"], *spec["components"].values()):
+        for task in part.get("dag", {}).get("tasks", {}).values():
+            if task["taskInfo"]["name"] == "generate-data":
+                task["cachingOptions"] = {}
+    return replace(submission, spec=spec)
 
 
 def in_bucket(bucket: str) -> str:

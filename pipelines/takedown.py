@@ -4,9 +4,10 @@ Schedules first, so that nothing comes back; then the endpoint with what is depl
 versions. A takedown that was cut off is finished by the next. Buckets, images and past runs are kept.
 """
 
+import contextlib
 from typing import Any
 
-from twophase.errors import TwoPhaseError
+from pipelines.refusals import in_words
 
 
 class Takedown:
@@ -21,27 +22,24 @@ class Takedown:
 
     def find(self) -> list[tuple[str, str]]:
         """What would be deleted: kinds and resource names."""
-        return [(kind, item.resource_name) for kind, item in self._doomed()]
+        with in_words(self.address, self._model):
+            return [(kind, item.resource_name) for kind, item in self._doomed()]
 
     def delete(self) -> None:
         """Delete it. Raises `TwoPhaseError` naming what could not be deleted."""
-        from google.api_core.exceptions import GoogleAPIError, NotFound
+        from google.api_core.exceptions import NotFound
 
-        for kind, item in self._doomed():
-            try:
+        with in_words(self.address, self._model):
+            doomed = self._doomed()
+        for kind, item in doomed:
+            with in_words(self.address, item.resource_name), contextlib.suppress(NotFound):
                 item.delete(force=True) if kind == "endpoint" else item.delete()
-            except NotFound:
-                continue
-            except GoogleAPIError as error:
-                raise TwoPhaseError(
-                    f"{item.resource_name}: could not be deleted ({getattr(error, 'message', error)}); run it again"
-                ) from error
 
     def _doomed(self) -> list[tuple[str, Any]]:
         from google.cloud import aiplatform
 
         named = f'display_name="{self._model}"'
-        schedules = [] if self._local else aiplatform.PipelineJobSchedule.list(filter='display_name="two-phase"')
+        schedules = [] if self._local else aiplatform.PipelineJobSchedule.list(filter=named)
         return [
             *(("schedule", item) for item in schedules),
             *(("endpoint", item) for item in aiplatform.Endpoint.list(filter=named)),

@@ -8,7 +8,8 @@ from typing import Any
 import kfp_server_api
 import pytest
 
-from pipelines.clients import Kubeflow, RunEndedBadly
+from pipelines.kubeflow import Kubeflow
+from pipelines.refusals import RunEndedBadly
 from pipelines.submission import for_kubeflow
 from twophase.errors import UsageError
 

@@ -17,11 +17,14 @@ import yaml
 from google.cloud.aiplatform_v1 import types
 from google.protobuf import json_format
 
-from pipelines.clients import AlreadyThere, Kubeflow, RunEndedBadly, Vertex
+from pipelines.clients import Vertex
 from pipelines.compile import SPECS, spec_path
 from pipelines.cost import estimate
+from pipelines.image_check import check_image
+from pipelines.kubeflow import Kubeflow
 from pipelines.places import Machines
-from pipelines.submission import Submission, data_state, for_vertex, read_spec
+from pipelines.refusals import AlreadyThere, RunEndedBadly
+from pipelines.submission import Submission, data_state, for_vertex, read_spec, to_repeat
 from twophase.errors import TwoPhaseError, UsageError
 from twophase.local.process import Address
 
@@ -97,11 +100,11 @@ def test_a_spec_of_another_version_is_refused(tmp_path: Path) -> None:
 )
 def test_what_vertex_cannot_reach_is_said_first(bucket: str, image: str, data: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        for_vertex({"data": data}, bucket, image, None, "p", "us-central1")
+        for_vertex({"data": data}, bucket, image, "p", "us-central1")
 
 
 def test_steps_in_the_cloud_run_in_the_pushed_image_with_images_in_the_bucket() -> None:
-    asked = for_vertex({"data": ""}, "gs://b/", IMAGE, Machines(spot=True), "p", "us-central1")
+    asked = for_vertex({"data": ""}, "gs://b/", IMAGE, "p", "us-central1", Machines(spot=True))
     assert asked.root == "gs://b/two-phase/runs"
     assert asked.arguments["store"] == "gs://b/two-phase/images"
     assert "twophase/trainer:0.1.0-python3.11" not in json.dumps(asked.spec).replace(IMAGE, "")
@@ -152,13 +155,14 @@ def test_a_dry_run_prints_what_the_official_client_sends() -> None:
             {"data": "", "quick": True},
             "gs://b",
             IMAGE,
-            None,
             "p",
             "us-central1",
+            Machines(
+                service_account="runner@p.iam.gserviceaccount.com",
+                network="projects/1/global/networks/n",
+                encryption_key="projects/p/locations/us-central1/keyRings/r/cryptoKeys/k",
+            ),
             labels={"team": "sound"},
-            service_account="runner@p.iam.gserviceaccount.com",
-            network="projects/1/global/networks/n",
-            encryption_key="projects/p/locations/us-central1/keyRings/r/cryptoKeys/k",
         )
         vertex.submit(asked)
         expected = vertex.request(asked)
@@ -187,6 +191,48 @@ def test_every_spec_is_accepted_as_a_job(name: str) -> None:
     spec = next(yaml.safe_load_all(spec_path(name).read_text()))
     request = {"parent": "projects/p/locations/r", "pipelineJob": {"pipelineSpec": spec}}
     json_format.ParseDict(request, types.CreatePipelineJobRequest.pb()())
+
+
+def test_a_schedule_lists_the_clips_anew_each_time() -> None:
+    """Its arguments are those of today: an answer from the cache would leave out what came since."""
+    asked = for_vertex({"data": ""}, "gs://b", IMAGE, "p", "us-central1")
+    cached = {
+        name: task["cachingOptions"].get("enableCache", False)
+        for part in to_repeat(asked).spec["components"].values()
+        for name, task in part.get("dag", {}).get("tasks", {}).items()
+        if name in ("generate-data", "train-gate")
+    }
+    assert cached == {"generate-data": False, "train-gate": True}
+    assert '"generate-data"' in json.dumps(asked.spec)
+
+
+class Registry(BaseHTTPRequestHandler):
+    """A registry of images, as the OCI's distribution specification has it: one image, and one that it hides."""
+
+    def do_GET(self) -> None:
+        code, word = {
+            "/v2/p/twophase/trainer/manifests/1": (200, ""),
+            "/v2/p/hidden/trainer/manifests/1": (401, "UNAUTHORIZED"),
+        }.get(self.path, (404, "MANIFEST_UNKNOWN"))
+        data = json.dumps({"errors": [{"code": word}]} if word else {"schemaVersion": 2}).encode()
+        self.send_response(code)
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_an_image_that_was_not_pushed_is_named_with_the_command_that_pushes_it() -> None:
+    with serving(Registry) as address:
+        host = address.removeprefix("http://")
+        check_image(f"{host}/p/twophase/trainer:1")
+        check_image(f"{host}/p/hidden/trainer:1")  # may be there: whoever pulls it has credentials
+        for missing in (f"{host}/p/twophase/trainer:2", f"{host}/p/twophase/trainer@sha256:{64 * '0'}"):
+            with pytest.raises(TwoPhaseError, match=f"{missing}: .*twophase containers push {host}/p/twophase trainer"):
+                check_image(missing)
+    check_image("127.0.0.1:9/p/twophase/trainer:1")  # not reached from here
 
 
 class Refusing(BaseHTTPRequestHandler):
@@ -224,15 +270,23 @@ def test_what_a_cloud_refuses_comes_back_as_one_message(small_spec: dict[str, An
         Vertex(*PLACE, address).submit(Submission(small_spec, "j", {"data": "d"}))
 
 
+def test_a_registry_that_lacks_the_image_ends_a_submission_before_anything_is_asked_for(platform: Address) -> None:
+    with serving(Registry) as address:
+        image = f"{address.removeprefix('http://')}/p/twophase/trainer:2"
+        done = twophase(*VERTEX[:5], "--bucket", "gs://clips", "--image", image, "--api-endpoint", platform.url, "-y")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"twophase: {image}: ")
+
+
 def test_the_platform_that_is_not_there_is_named(small_spec: dict[str, Any]) -> None:
     with pytest.raises(TwoPhaseError, match=r"http://127.0.0.1:9: "):
         Vertex(*PLACE, "http://127.0.0.1:9").submit(Submission(small_spec, "j", {"data": "d"}))
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-def test_a_kubeflow_host_that_is_not_there_is_named() -> None:
+def test_a_kubeflow_host_that_is_not_there_is_named(small_spec: dict[str, Any]) -> None:
     with pytest.raises(TwoPhaseError, match=r"http://127.0.0.1:9: is no Kubeflow Pipelines host"):
-        Kubeflow("http://127.0.0.1:9")
+        Kubeflow("http://127.0.0.1:9").submit(Submission(small_spec, "j", {"data": "d"}))
 
 
 def test_the_data_s_digest_follows_names_and_stamps(tmp_path: Path) -> None:
@@ -296,9 +350,12 @@ def test_wrong_usage_is_one_message_and_exit_code_2(arguments: tuple[str, ...], 
     assert "Traceback" not in done.stderr
 
 
-def test_nothing_is_asked_for_where_nobody_agreed(monkeypatch: pytest.MonkeyPatch, platform: Address) -> None:
+def test_nothing_is_asked_for_where_nobody_agreed(platform: Address) -> None:
     """A bucket that is there (the platform's stands in for Google's), a cost that nobody could say yes to."""
-    done = twophase(*VERTEX[:5], "--bucket", "gs://clips", "--image", IMAGE, "--api-endpoint", platform.url)
+    with serving(Registry) as address:
+        image = f"{address.removeprefix('http://')}/p/twophase/trainer:1"
+        place = ("--bucket", "gs://clips", "--image", image, "--server-image", image)
+        done = twophase(*VERTEX[:5], *place, "--api-endpoint", platform.url)
     assert done.returncode == 2, done.stderr
     assert "give --yes" in done.stderr
     assert "in all" in done.stdout + done.stderr, "the estimate"

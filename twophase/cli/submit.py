@@ -89,7 +89,7 @@ def submit(
     """
     from dataclasses import replace
 
-    from pipelines import clients, submission
+    from pipelines import clients, image_check, kubeflow, submission
     from pipelines.places import Machines
 
     one_of("--target", target, ("local", "vertex", "kubeflow"))
@@ -106,7 +106,7 @@ def submit(
         "rule": rule(recall, cost),
         "model": model,
     }
-    client: clients.Vertex | clients.Kubeflow
+    client: clients.Vertex | kubeflow.Kubeflow
     if target == "vertex":
         if project == LOCAL:
             raise UsageError("--project: give the Google Cloud project that the run belongs to")
@@ -123,19 +123,18 @@ def submit(
             arguments,
             bucket,
             image,
-            None if chosen == Machines() else chosen,
             project,
             region,
+            chosen,
             server_image,
             labels=_pairs("--label", label),
-            service_account=service_account,
-            network=network,
-            encryption_key=encryption_key,
             experiment=experiment,
         )
         client = clients.Vertex(project, region, api_endpoint)
         if not dry_run:
             client.check_bucket(bucket)
+            for needed in (image, asked.arguments["server_image"]):
+                image_check.check_image(needed)
             _agree(submission.data_state(arguments["data"])[1] or 20 * per_label, chosen, prices, yes)
     elif target == "kubeflow":
         if not host:
@@ -149,12 +148,14 @@ def submit(
             service_account=service_account,
             experiment=experiment,
         )
-        client = clients.Kubeflow(host)
+        client = kubeflow.Kubeflow(host)
     else:
         address = api_endpoint or platform(home)
         asked = submission.for_machine(arguments, workdir.resolve(), project, region, address)
         asked = replace(asked, labels={**asked.labels, **_pairs("--label", label)})
         client = clients.Vertex(project, region, address)
+    if schedule:
+        asked = submission.to_repeat(asked)
     if dry_run:
         print_json(client.request(asked))
         return
@@ -189,9 +190,12 @@ def watch(
     from pipelines.submission import Submission, for_machine
     from pipelines.watching import watch_folder
 
-    place, kept, address = folder.resolve(), workdir.resolve(), platform(home)
+    place, kept = folder.resolve(), workdir.resolve()
     if not place.is_dir():
         raise TwoPhaseError(f"{folder}: is no folder; give the one that clips are put below")
+    if kept.is_relative_to(place):
+        raise UsageError(f"--workdir {workdir}: lies below {folder}, where it would be taken for clips; give another")
+    address = platform(home)
 
     def order(digest: str) -> Submission:
         asked = {"data": str(place), "data_digest": digest, "quick": quick, "seed": seed, "model": model}
