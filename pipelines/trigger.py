@@ -24,7 +24,9 @@ from typing import TYPE_CHECKING, Any
 import functions_framework
 
 from pipelines.clients import Vertex
+from pipelines.credentials import authorization
 from pipelines.news import Reaction, Watch, is_news, react
+from pipelines.places import Machines
 from pipelines.submission import Submission, for_vertex
 from twophase.errors import TwoPhaseError, UsageError
 from twophase.files import digest
@@ -39,11 +41,15 @@ _log = logging.getLogger(__name__)
 def on_new_data(event: "CloudEvent") -> None:
     """React to an event of a storage, or put it off where news is gathered. What is no news is passed over."""
     watch, jobs, order = from_environment()
-    location = location_of(event)
+    try:
+        location = location_of(event)
+    except UsageError as error:  # it would be no other if it were delivered again
+        _log.error("%s", error)
+        return
     if not is_news(watch, location):
         _log.info("%s: is no news", location)
     elif queue := os.environ.get("TWOPHASE_QUEUE"):
-        put_off(queue, watch.place, float(os.environ.get("TWOPHASE_QUIET_S", "300")))
+        put_off(queue, watch.place, _number("QUIET_S", 300))
     else:
         _say(react(watch, jobs, order))
 
@@ -75,29 +81,23 @@ def location_of(event: "CloudEvent") -> str:
     )
 
 
-def put_off(queue: str, place: str, quiet_s: float, now: Callable[[], float] = time.time) -> str:
+def put_off(queue: str, place: str, quiet_s: int, now: Callable[[], float] = time.time) -> str:
     """Have Cloud Tasks call `on_time` at the end of this stretch of time; return the task's name.
 
     `queue` is `projects/P/locations/R/queues/Q`. Raises `TwoPhaseError`: the news is then to be delivered again.
     """
-    import google.auth
-    import google.auth.transport.requests
     import httpx
 
     stretch = int(now() // quiet_s)
     name = f"{queue}/tasks/{digest(place.encode())[:16]}-{stretch}"
     at = datetime.fromtimestamp((stretch + 1) * quiet_s, UTC).isoformat()
     call = {
-        "url": os.environ["TWOPHASE_TASK_URL"],
+        "url": _setting("TASK_URL"),
         "httpMethod": "POST",
-        "oidcToken": {"serviceAccountEmail": os.environ["TWOPHASE_TASK_ACCOUNT"]},
+        "oidcToken": {"serviceAccountEmail": _setting("TASK_ACCOUNT")},
     }
     address = os.environ.get("TWOPHASE_TASKS_ENDPOINT", "https://cloudtasks.googleapis.com")
-    headers = {}
-    if address.startswith("https://"):
-        credentials, _ = google.auth.default(scopes=["https://www.googleapis.com/auth/cloud-platform"])
-        credentials.refresh(google.auth.transport.requests.Request())
-        headers["authorization"] = f"Bearer {credentials.token}"
+    headers = authorization() if address.startswith("https://") else {}
     body = {"task": {"name": name, "scheduleTime": at, "httpRequest": call}}
     try:
         answer = httpx.post(f"{address}/v2/{queue}/tasks", json=body, headers=headers)
@@ -110,28 +110,34 @@ def put_off(queue: str, place: str, quiet_s: float, now: Callable[[], float] = t
 
 def from_environment() -> tuple[Watch, Vertex, Callable[[str], Submission]]:
     """The watch, the address and the order that a function's settings describe (infra/ sets them)."""
-
-    place, bucket = os.environ["TWOPHASE_DATA"], os.environ["TWOPHASE_BUCKET"]
-    project, region = os.environ["TWOPHASE_PROJECT"], os.environ["TWOPHASE_REGION"]
+    place, bucket, image = _setting("DATA"), _setting("BUCKET"), _setting("IMAGE")
+    project, region = _setting("PROJECT"), _setting("REGION")
     watch = Watch(
         place,
         own=(f"{bucket.rstrip('/')}/two-phase",),
-        new_clips=int(os.environ.get("TWOPHASE_NEW_CLIPS", "0")),
-        runs_a_day=int(os.environ.get("TWOPHASE_RUNS_A_DAY", "4")),
+        new_clips=_number("NEW_CLIPS", 0),
+        runs_a_day=_number("RUNS_A_DAY", 4),
     )
+    machines = Machines(service_account=_setting("SERVICE_ACCOUNT", ""))
 
     def order(digest: str) -> Submission:
-        return for_vertex(
-            {"data": place, "data_digest": digest},
-            bucket,
-            os.environ["TWOPHASE_IMAGE"],
-            None,
-            project,
-            region,
-            service_account=os.environ.get("TWOPHASE_SERVICE_ACCOUNT", ""),
-        )
+        return for_vertex({"data": place, "data_digest": digest}, bucket, image, project, region, machines)
 
-    return watch, Vertex(project, region, os.environ.get("TWOPHASE_API_ENDPOINT", "")), order
+    return watch, Vertex(project, region, _setting("API_ENDPOINT", "")), order
+
+
+def _setting(name: str, default: str | None = None) -> str:
+    found = os.environ.get(f"TWOPHASE_{name}", default)
+    if found is None:
+        raise UsageError(f"TWOPHASE_{name}: is not set; infra/trigger.tf says what the functions are told")
+    return found
+
+
+def _number(name: str, default: int) -> int:
+    text = _setting(name, str(default))
+    if not text.isdecimal():
+        raise UsageError(f"TWOPHASE_{name}={text}: is no whole number")
+    return int(text)
 
 
 def _say(found: Reaction) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pipelines import trigger
 from pipelines.clients import Vertex
 from pipelines.news import Reaction, Watch, is_news, react
 from pipelines.submission import Submission
+from pipelines.trigger import from_environment  # function.py, which is loaded here, puts another in its place
 from pipelines.watching import watch_folder
 from twophase.errors import TwoPhaseError, UsageError
 from twophase.local.process import Address
@@ -28,12 +29,21 @@ Order = Callable[[str], Submission]
 
 @pytest.fixture
 def place(clips_bucket: Path, request: pytest.FixtureRequest) -> str:
-    """A prefix of a bucket with two clips in it, each test its own."""
+    """A prefix of a bucket with two clips in it and what is written last, each test its own."""
     name = request.node.name.replace("[", "-").replace("]", "")
     (clips_bucket / name / "flute").mkdir(parents=True)
     for i in range(2):
         (clips_bucket / name / "flute" / f"{i}.wav").write_bytes(f"{name} {i}".encode())
+    whole(clips_bucket / name)
     return f"gs://clips/{name}"
+
+
+def whole(folder: Path) -> None:
+    """Say that what lies in a folder is whole, in a way that never was before."""
+    (folder / "_SUCCESS").write_text(str(next(_times)))
+
+
+_times = itertools.count()
 
 
 @pytest.fixture
@@ -104,6 +114,7 @@ def test_a_crash_at_any_request_leaves_news_that_makes_one_run(
     """The process is gone before or after each request that it makes; the redelivered event makes it one run."""
     watch = Watch(str(tmp_path))
     (tmp_path / "1.wav").write_bytes(b"1")
+    whole(tmp_path)
 
     def order(digest: str) -> Submission:
         return Submission(small_spec, "", {"data": str(tmp_path), "data_digest": digest})
@@ -155,27 +166,76 @@ def test_a_run_that_failed_is_tried_again_so_often_and_no_more(vertex: Vertex, s
     assert len(runs_of(vertex, place)) == 2
 
 
-def test_new_clips_are_another_run(vertex: Vertex, place: str, order: Order, clips_bucket: Path) -> None:
+def folder_of(place: str, clips_bucket: Path) -> Path:
+    return clips_bucket / place.rpartition("/")[2]
+
+
+def test_new_clips_are_another_run_once_they_are_whole(vertex: Vertex, place: str, order: Order, clips_bucket) -> None:
+    """Also for a sweep, which comes without news: clips that are being written are no reason for a run."""
     first = react(Watch(place), vertex, order)
-    (clips_bucket / place.rpartition("/")[2] / "flute" / "new.wav").write_bytes(b"new")
+    folder = folder_of(place, clips_bucket)
+    (folder / "flute" / "new.wav").write_bytes(b"new")
+    between = react(Watch(place), vertex, order)
+    whole(folder)
     second = react(Watch(place), vertex, order)
-    assert first.started
-    assert second.started
-    assert first.job != second.job
+    assert (first.started, between.started, second.started) == (True, False, True)
+    assert len(runs_of(vertex, place)) == 2
 
 
 def test_too_few_new_clips_wait_for_more(vertex: Vertex, place: str, order: Order, clips_bucket: Path) -> None:
     assert react(Watch(place), vertex, order).started
-    folder = clips_bucket / place.rpartition("/")[2] / "flute"
-    (folder / "a.wav").write_bytes(b"a")
+    folder = folder_of(place, clips_bucket)
+    (folder / "flute" / "a.wav").write_bytes(b"a")
+    whole(folder)
     held = react(Watch(place, new_clips=2), vertex, order)
     assert held == Reaction("", "1 new files are fewer than the 2 that a run is worth")
-    (folder / "b.wav").write_bytes(b"b")
+    (folder / "flute" / "b.wav").write_bytes(b"b")
+    whole(folder)
     assert react(Watch(place, new_clips=2), vertex, order).started
 
 
-def test_an_empty_place_starts_nothing(vertex: Vertex, order: Order, tmp_path: Path) -> None:
-    assert react(Watch(str(tmp_path)), vertex, order) == Reaction("", "there is nothing yet")
+def test_what_holds_one_place_back_does_not_hold_another(
+    vertex: Vertex, place: str, order: Order, clips_bucket
+) -> None:
+    assert react(Watch(place), vertex, order).started
+    other = folder_of(place, clips_bucket) / "other"
+    other.mkdir()
+    (other / "1.wav").write_bytes(b"1")
+    whole(other)
+    assert react(Watch(f"{place}/other", new_clips=1, runs_a_day=1), vertex, order).started
+
+
+def test_the_same_files_elsewhere_are_other_news(vertex: Vertex, small_spec: dict[str, Any], tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        for file in ("1.wav", "_SUCCESS"):
+            (tmp_path / name / file).write_bytes(b"1")
+            os.utime(tmp_path / name / file, (1, 1))
+
+        def order(digest: str, folder: Path = tmp_path / name) -> Submission:
+            return Submission(small_spec, "", {"data": str(folder), "data_digest": digest})
+
+        assert react(Watch(str(tmp_path / name)), vertex, order).started
+
+
+@pytest.mark.parametrize("names", [(), ("1.wav",)])
+def test_a_place_where_nothing_is_whole_starts_nothing(vertex: Vertex, order: Order, tmp_path: Path, names) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    assert react(Watch(str(tmp_path)), vertex, order) == Reaction(
+        "", "nothing is whole yet: there is no _SUCCESS or manifest.json"
+    )
+
+
+def test_what_the_pipeline_writes_below_the_place_changes_nothing(
+    vertex, place: str, order: Order, clips_bucket
+) -> None:
+    watch = Watch(place, own=(f"{place}/two-phase",))
+    assert react(watch, vertex, order).started
+    own = folder_of(place, clips_bucket) / "two-phase/runs"
+    own.mkdir(parents=True)
+    whole(own)
+    assert not react(watch, vertex, order).started
 
 
 def test_a_day_has_so_many_runs(vertex: Vertex, place: str, order: Order) -> None:
@@ -217,6 +277,35 @@ def test_another_event_is_refused_by_name(kind: str, data: dict[str, Any]) -> No
         trigger.location_of(CloudEvent({"type": kind, "source": "s"}, data))
 
 
+def test_an_event_that_is_none_is_not_asked_for_again(platform, vertex: Vertex, small_spec, place: str) -> None:
+    client = app(platform, small_spec, place).test_client()
+    assert deliver(client, CloudEvent({"type": "something.else", "source": "s"}, {})) == 200
+    assert not runs_of(vertex, place)
+
+
+def test_a_setting_that_is_missing_or_no_number_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("DATA", "gs://b/clips"), ("BUCKET", "gs://b"), ("IMAGE", "i"), ("PROJECT", "p")):
+        monkeypatch.setenv(f"TWOPHASE_{name}", value)
+    with pytest.raises(UsageError, match="TWOPHASE_REGION: is not set"):
+        from_environment()
+    monkeypatch.setenv("TWOPHASE_REGION", "us-central1")
+    monkeypatch.setenv("TWOPHASE_RUNS_A_DAY", "few")
+    with pytest.raises(UsageError, match="TWOPHASE_RUNS_A_DAY=few"):
+        from_environment()
+
+
+def test_training_runs_as_whom_the_steps_run_as(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"DATA": "gs://b/clips", "BUCKET": "gs://b", "IMAGE": "r.example/trainer:1", "PROJECT": "p"}
+    told |= {"REGION": "us-central1", "SERVICE_ACCOUNT": "runner@p.iam.gserviceaccount.com"}
+    for name, value in told.items():
+        monkeypatch.setenv(f"TWOPHASE_{name}", value)
+    _, _, order = from_environment()
+    asked = order("digest")
+    assert asked.service_account == told["SERVICE_ACCOUNT"]
+    training = asked.spec["components"]["comp-train-gate"]["inputDefinitions"]["parameters"]
+    assert training["service_account"]["defaultValue"] == told["SERVICE_ACCOUNT"]
+
+
 def test_a_sweep_finds_what_was_missed(platform, vertex: Vertex, small_spec, place: str) -> None:
     client = app(platform, small_spec, place, "on_time").test_client()
     assert client.post("/", json={}).get_json()["started"] is True
@@ -252,8 +341,8 @@ def test_a_burst_of_news_puts_off_one_task(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("TWOPHASE_TASK_ACCOUNT", "trigger@p.iam.gserviceaccount.com")
     queue = "projects/p/locations/r/queues/q"
     try:
-        burst = {trigger.put_off(queue, "gs://b/clips", 300.0, lambda at=at: at) for at in (600.0, 601.0, 899.0)}
-        later = trigger.put_off(queue, "gs://b/clips", 300.0, lambda: 900.0)
+        burst = {trigger.put_off(queue, "gs://b/clips", 300, lambda at=at: at) for at in (600.0, 601.0, 899.0)}
+        later = trigger.put_off(queue, "gs://b/clips", 300, lambda: 900.0)
     finally:
         server.shutdown()
         server.server_close()
@@ -264,9 +353,10 @@ def test_a_burst_of_news_puts_off_one_task(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_folder_is_watched(vertex: Vertex, small_spec: dict[str, Any], tmp_path: Path) -> None:
-    """What was missed first, then news; clips alone are no news."""
+    """What was missed first, then news."""
     (tmp_path / "flute").mkdir()
     (tmp_path / "flute" / "1.wav").write_bytes(b"1")
+    whole(tmp_path)
 
     def order(digest: str) -> Submission:
         return Submission(small_spec, "", {"data": str(tmp_path), "data_digest": digest})
@@ -274,19 +364,34 @@ def test_a_folder_is_watched(vertex: Vertex, small_spec: dict[str, Any], tmp_pat
     stop = threading.Event()
     reactions = watch_folder(Watch(str(tmp_path)), vertex, order, 0.1, stop)
     assert next(reactions).started
-    (tmp_path / "flute" / "2.wav").write_bytes(b"2")
-    writer = threading.Thread(target=_write_until, args=(tmp_path / "_SUCCESS", stop))
+    writer = threading.Thread(target=_write_until, args=(tmp_path, stop))
     writer.start()
     assert next(reactions).started
     stop.set()
     writer.join()
-    assert len(runs_of(vertex, str(tmp_path))) == 2
 
 
-def _write_until(path: Path, stop: threading.Event) -> None:
+def test_a_sweep_starts_what_could_not_be_started(vertex: Vertex, small_spec: dict[str, Any], tmp_path: Path) -> None:
+    """There is no news: what was in the way is gone."""
+    (tmp_path / "clips").mkdir()
+    whole(tmp_path / "clips")
+    (tmp_path / "clips" / "1.wav").write_bytes(b"1")
+
+    def order(digest: str) -> Submission:
+        if not (tmp_path / "open").exists():
+            raise TwoPhaseError("in the way")
+        return Submission(small_spec, "", {"data": str(tmp_path), "data_digest": digest})
+
+    reactions = watch_folder(Watch(str(tmp_path / "clips")), vertex, order, 0.1, sweep_s=0.2)
+    assert next(reactions).words == "in the way"
+    (tmp_path / "open").touch()
+    assert next(reactions).started
+
+
+def _write_until(folder: Path, stop: threading.Event) -> None:
     """The watcher starts when it is asked for its next reaction: write until it has seen one."""
-    while not stop.wait(0.2):
-        path.touch()
+    while not stop.wait(0.5):
+        whole(folder)
 
 
 def test_names_of_jobs_are_ids_that_vertex_takes(vertex: Vertex, place: str, order: Order) -> None:
