@@ -89,6 +89,22 @@ def test_another_front_end_is_refused_kept_and_named_once(gateway: Cloud, tmp_pa
         assert spool.status()["refused"] == 1
 
 
+@pytest.mark.parametrize("offset", [0, 5])
+def test_an_upload_that_is_not_expected_is_announced_again(gateway: Cloud, tmp_path: Path, offset: int) -> None:
+    """Never announced is 404, another offset 409: neither makes a dead letter."""
+    identity = gateway.enrol(tmp_path, f"from-{offset}")
+    with opened(tmp_path / "spool") as spool:
+        sequence = spool.put(noise(1), HEARD)
+        assert sequence
+        sending = sender(spool, identity, tmp_path)
+        if offset:
+            sending._announce([sequence])
+        with pytest.raises(Away, match="409" if offset else "404"):
+            sending._upload(sequence, offset)
+        sending.round()
+        assert spool.sent(9) == [sequence]
+
+
 def test_a_lost_index_costs_no_second_answer(gateway: Cloud, tmp_path: Path) -> None:
     identity = gateway.enrol(tmp_path, "four")
     with opened(tmp_path / "spool") as spool:

@@ -6,7 +6,6 @@ STATE/field.json    what the gateway last said of this device's gates: escalatio
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +55,8 @@ def field_of(state: Path) -> JSON:
 
 def running(state: Path, config: Config) -> JSON | None:
     """The status of this device's agent; None when none answers, or another device's does."""
+    from http.client import HTTPConnection, HTTPException
+
     connection = HTTPConnection("127.0.0.1", config.metrics_port or 9, timeout=2)
     try:
         connection.request("GET", "/status")
