@@ -3,10 +3,13 @@
 import re
 import shutil
 import subprocess
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from components import IMAGE
 from pipelines import trigger
@@ -32,3 +35,16 @@ def test_cloud_build_makes_the_image_that_specs_name() -> None:
     build = yaml.safe_load((ROOT / "cloudbuild.yaml").read_text())
     assert build["substitutions"]["_TAG"] == IMAGE.rpartition(":")[2]
     assert "containers/trainer.Dockerfile" in str(build["steps"])
+
+
+def test_cuda_s_libraries_are_those_that_the_locked_tensorflow_asks_for() -> None:
+    """By its own extra, each with hashes; nothing else is in that lock."""
+    asked = {
+        canonicalize_name(wanted.name): wanted.specifier
+        for wanted in map(Requirement, requires("tensorflow") or ())
+        if wanted.marker and wanted.marker.evaluate({"extra": "and-cuda"}) and not wanted.marker.evaluate({"extra": ""})
+    }
+    lock = (ROOT / "containers" / "cuda.lock").read_text()
+    locked = dict(re.findall(r"^([a-z0-9-]+)==(\S+) \\\n    --hash=sha256:", lock, re.MULTILINE))
+    assert locked.keys() == asked.keys()
+    assert all(asked[name].contains(version) for name, version in locked.items())
