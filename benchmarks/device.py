@@ -3,8 +3,8 @@
     python benchmarks/device.py RELEASE [--waiting 100000] [--folder DIR]
 
 The agent is the real program, with the environment that its unit gives it, and its uplink trying a gateway that is
-away. Clips for the rate are 96 kB of PCM (3 s of noise, which FLAC cannot make smaller); the 100,000 that wait are short
-ones, since neither start reads past their tags. `--folder` is on the disk that is to be measured.
+away. Clips for the rate are 96 kB of PCM (3 s of noise, which FLAC cannot make smaller); the 100,000 that wait are
+short ones, since neither start reads past their tags. `--folder` is on the disk that is to be measured.
 """
 
 import argparse
