@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given, settings
 
-from tests.local.test_fuzz import SETTINGS, check, requests
+from tests.local.test_fuzz import SETTINGS, Request, check, requests
 from twophase.local.app import Platform
 
 
@@ -22,7 +22,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
 def test_every_one_of_very_many_is_answered_or_refused(platform: Platform) -> None:
     @settings(SETTINGS, max_examples=int(os.environ.get("SEEDS", "4")), database=None)
     @given(request=requests())
-    def ask(request: tuple[str, str, str, bytes]) -> None:
+    def ask(request: Request) -> None:
         check(platform, request)
 
     ask()

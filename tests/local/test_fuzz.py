@@ -28,17 +28,38 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=4),
     max_leaves=10,
 )
+PARTS = st.tuples(st.binary(max_size=9), st.sampled_from([b"\n", b"\r\n", b""])).map(
+    lambda drawn: drawn[1].join([b"--b", b"", b"{}", b"--b", b"", drawn[0], b"--b--"])
+)
 BODIES = (
-    st.dictionaries(WORDS, VALUES, max_size=5).map(orjson.dumps) | VALUES.map(orjson.dumps) | st.binary(max_size=30)
+    st.dictionaries(WORDS, VALUES, max_size=5).map(orjson.dumps)
+    | VALUES.map(orjson.dumps)
+    | st.binary(max_size=30)
+    | PARTS
 )
 QUERIES = st.lists(
     st.sampled_from(
         """pageSize=-1 pageSize=2 pageToken=MQ== pageToken=x filter=a%3D1 filter=( filter=a="b"%20OR%20NOT%20c:*
         orderBy=create_time%20desc orderBy=,; updateMask=displayName,labels updateMask=x.y readMask=* q=1 modelId=1
-        endpointId=e pipelineJobId=a $alt=json uploadType=media name=o ifGenerationMatch=0 maxResults=x""".split()  # noqa: SIM905
+        endpointId=e pipelineJobId=a $alt=json uploadType=media name=o ifGenerationMatch=0 maxResults=x prefix=/etc/
+        prefix=a//b uploadType=multipart uploadType=resumable upload_id=x name=../x model.display_name=a
+        version_aliases=a filter=a.b:1 alt=media delimiter=/""".split()  # noqa: SIM905
     ),
     max_size=3,
 ).map("&".join)
+HEADERS = st.lists(
+    st.sampled_from(
+        [
+            (b"content-type", b'multipart/related; boundary="b"'),
+            (b"content-range", b"bytes 0-1/2"),
+            (b"content-range", b"bytes */*"),
+            (b"range", b"bytes=5-1"),
+            (b"range", b"bytes=-3"),
+            (b"host", b"\xff"),
+        ]
+    ),
+    max_size=2,
+)
 OTHERS = [
     ("POST", "/v1/projects/*/models"),
     ("POST", "/v1/projects/*/models/*/versions"),
@@ -57,6 +78,10 @@ OTHERS = [
 ROUTES = [(m.verb, m.path.pattern.replace("[^/:]+", "*").replace("(", "").replace(")", "")) for m in methods()]
 
 
+Request = tuple[str, str, str, list[tuple[bytes, bytes]], bytes]
+"""Method, path, query, headers, body."""
+
+
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     found = Platform(tmp_path_factory.mktemp("fuzz"))
@@ -65,10 +90,10 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
 
 
 @st.composite
-def requests(draw: st.DrawFn) -> tuple[str, str, str, bytes]:
+def requests(draw: st.DrawFn) -> Request:
     verb, template = draw(st.sampled_from([r for r in ROUTES if ".+" not in r[1]] + OTHERS * 4))
     path = "".join(draw(NAMES) if part == "*" else part for part in template.replace("*", "\0*\0").split("\0"))
-    return verb, path, draw(QUERIES), draw(BODIES)
+    return verb, path, draw(QUERIES), draw(HEADERS), draw(BODIES)
 
 
 SETTINGS = settings(deadline=None, suppress_health_check=list(HealthCheck))
@@ -76,13 +101,13 @@ SETTINGS = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
 @given(request=requests())
 @settings(SETTINGS, max_examples=300)
-def test_every_request_is_answered_or_refused(platform: Platform, request: tuple[str, str, str, bytes]) -> None:
+def test_every_request_is_answered_or_refused(platform: Platform, request: Request) -> None:
     check(platform, request)
 
 
-def check(platform: Platform, request: tuple[str, str, str, bytes]) -> None:
+def check(platform: Platform, request: Request) -> None:
     """Ask, and see that it was answered, or refused in Google's error shape."""
-    verb, path, query, body = request
+    verb, path, query, headers, body = request
     sent: list[dict] = []
 
     async def receive() -> dict:
@@ -97,7 +122,7 @@ def check(platform: Platform, request: tuple[str, str, str, bytes]) -> None:
         "path": path,
         "raw_path": path.encode(),
         "query_string": query.encode(),
-        "headers": [],
+        "headers": headers,
         "scheme": "http",
     }
     asyncio.run(platform(scope, receive, send))
