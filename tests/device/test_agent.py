@@ -168,6 +168,7 @@ def test_it_listens_to_a_pipe_is_watched_and_ends_when_told(state: Path) -> None
         process.stdin.write(LOUD.tobytes())  # a clip that is open when it is told to end
         process.stdin.flush()
         process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)  # as a service manager and a shell may do
         assert process.wait(20) == 0
     kept = json.loads(twophase("status", "--json", "--state", str(state)).stdout)
     assert kept["spool"]["waiting"] in (1, 2)  # the second, when its windows came before the signal

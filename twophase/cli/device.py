@@ -190,4 +190,5 @@ def _say(event: dict[str, object]) -> None:
 
 
 def _end(number: int, frame: object) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)  # once is enough: the second would cut short what the first ends well
     raise KeyboardInterrupt

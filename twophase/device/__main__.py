@@ -32,6 +32,7 @@ def main() -> None:
 
 
 def _end(number: int, frame: object) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)  # once is enough: the second would cut short what the first ends well
     raise KeyboardInterrupt
 
 
