@@ -45,13 +45,15 @@ resource "google_storage_bucket" "work" {
   public_access_prevention    = "enforced"
   force_destroy               = false
 
-  # What steps hand to one another is not needed for long; images and releases stay.
+  # What steps hand to one another is seldom read again, but some is: the release of a version lies where its run left it,
+  # and the next run compares with it. So nothing is deleted by age.
   lifecycle_rule {
     action {
-      type = "Delete"
+      type          = "SetStorageClass"
+      storage_class = "NEARLINE"
     }
     condition {
-      age            = var.keep_runs_days
+      age            = 30
       matches_prefix = ["two-phase/runs/"]
     }
   }

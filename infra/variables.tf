@@ -14,12 +14,6 @@ variable "bucket" {
   description = "Name of the bucket for outputs and images, without gs://."
 }
 
-variable "keep_runs_days" {
-  type        = number
-  default     = 30
-  description = "Days after which what a run's steps handed to one another is deleted."
-}
-
 variable "trainer_image" {
   type        = string
   default     = ""
