@@ -66,17 +66,11 @@ class Vertex:
 
     def check_bucket(self, bucket: str) -> None:
         """Raise `TwoPhaseError` unless the bucket of `gs://BUCKET` is there and may be looked at."""
-        from google.api_core.exceptions import GoogleAPIError
-        from google.auth.exceptions import GoogleAuthError
         from google.cloud import storage
 
         name = bucket.removeprefix("gs://").rstrip("/")
-        try:
+        with self._in_words(bucket):
             there = storage.Client(project=self.project).bucket(name).exists()
-        except GoogleAuthError as error:
-            raise TwoPhaseError(f"no credentials ({error}); run `gcloud auth application-default login`") from error
-        except GoogleAPIError as error:
-            raise TwoPhaseError(f"{bucket}: may not be looked at ({error}); docs/vertex.md lists the roles") from error
         if not there:
             raise TwoPhaseError(
                 f"{bucket}: there is no such bucket; make it: gcloud storage buckets create gs://{name} "
