@@ -1,9 +1,11 @@
 """Answers: online for few clips, one job for a backlog, once each, until they are fetched."""
 
 import io
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -11,11 +13,12 @@ import pytest
 import soundfile
 from sqlalchemy import insert, select, update
 
+from tests.device.cloud import Oracle
 from tests.gateway.remote import Device, Process, announced
 from twophase.audio.frontend import FRONT_END
 from twophase.gateway import answers, asking, devices
 from twophase.gateway.asking import Asking
-from twophase.gateway.classifier import VertexClassifier
+from twophase.gateway.classifier import Away, VertexClassifier
 from twophase.gateway.server import open_store
 from twophase.gateway.store import Store, clip, job
 
@@ -64,6 +67,45 @@ def backlog(store: Store, home: Path, clips: int) -> None:
         (home / "clips" / name / str(n)).write_bytes(data)
         row = {"device": name, "sequence": n, "state": "stored", "bytes": len(data), "announced": 0.0, "stored": 1.0}
         store.do(lambda c, row=row: c.execute(insert(clip).values(**row)))
+
+
+class FailsAt(Oracle):
+    """A classifier that breaks down whenever it is asked about clip 3."""
+
+    def predict(self, clip: Path) -> Any:
+        if clip.name == "3":
+            raise Away("500 at clip 3")
+        return super().predict(clip)
+
+
+def stored(store: Store) -> list[int]:
+    return store.do(lambda c: list(c.scalars(select(clip.c.sequence).where(clip.c.state == "stored"))))
+
+
+def test_a_clip_that_the_classifier_fails_at_holds_up_no_other(store: Store, tmp_path: Path) -> None:
+    backlog(store, tmp_path, 6)
+    one = Asking(store, FailsAt(), lambda name, n: tmp_path / "clips" / name / str(n), lambda names: None)
+    while len(stored(store)) > 1:
+        time.sleep(0.01)
+    one.close()
+    assert stored(store) == [3]
+
+
+def test_clips_that_the_disk_lost_are_asked_for_again_and_make_no_job(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking, "_POLL_S", 0.05)
+    backlog(store, tmp_path, 20)
+    shutil.rmtree(tmp_path / "clips")
+    oracle = Oracle()
+    one = Asking(store, oracle, lambda name, n: tmp_path / "clips" / name / str(n), lambda names: None)
+    while stored(store):
+        time.sleep(0.01)
+    one.close()
+    assert oracle.jobs == {}
+    rows = store.do(lambda c: c.execute(select(clip.c.state, clip.c.job)).all())
+    assert {tuple(row) for row in rows} == {("receiving", None)}
+    assert store.do(lambda c: c.execute(select(job)).all()) == []
 
 
 def jobs(classifier: str) -> list[dict]:

@@ -95,7 +95,8 @@ class Asking:
         if count <= ONLINE:
             self._ask(self._store.do(lambda c: answers.waiting(c, ONLINE)))
             return self._woken, _POLL_S if running is not None else _LONGEST_S
-        gathered = time.time() - newest > QUIET_S or time.time() - oldest > GATHER_S
+        now = time.time()
+        gathered = not (0 <= now - newest <= QUIET_S and 0 <= now - oldest <= GATHER_S)  # also where the clock jumped
         if running is None and gathered:
             self._start()
         return self._ending, _POLL_S  # one clip more changes nothing now
