@@ -36,7 +36,7 @@ def step(name: str, workdir: str = "") -> Iterator[progress.Step]:
         during.enter_context(_ending_in_order())
         during.enter_context(_while_read())
         if workdir and os.environ.get(HELD) != workdir:
-            during.enter_context(_shared(Path(workdir)))
+            during.enter_context(shared(Path(workdir)))
         yield say
 
 
@@ -80,8 +80,11 @@ def _while_read() -> Iterator[None]:
 
 
 @contextmanager
-def _shared(workdir: Path) -> Iterator[None]:
-    """Keep `twophase run` out of the workdir; other steps may be there, as those that make shards' images are."""
+def shared(workdir: Path) -> Iterator[None]:
+    """Keep `twophase run` out of the workdir; other steps may be there, as those that make shards' images are.
+
+    Raises `TwoPhaseError` naming the process that holds it.
+    """
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / ".lock").open("a+") as file:
         for wait in (0.05, 0.1, 0.2, 0.4, 0.0):  # whoever asks whether it is held holds it for a moment

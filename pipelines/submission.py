@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from components.step import shared
 from pipelines.compile import compile_spec, spec_path
 from pipelines.places import USUAL, Machines, vertex
 from twophase.audio import sources
@@ -105,7 +106,12 @@ def data_state(data: str) -> tuple[str, int]:
 
 
 def for_machine(arguments: dict[str, Any], workdir: Path, project: str, region: str, api_endpoint: str) -> Submission:
-    """A run of `two_phase.local` on the platform of this machine."""
+    """A run of `two_phase.local` on the platform of this machine.
+
+    Raises `TwoPhaseError` while a `twophase run` is at the workdir; for runs of its own the platform waits.
+    """
+    with shared(workdir):  # its first step would be refused
+        pass
     place = {"workdir": str(workdir), "project": project, "region": region, "api_endpoint": api_endpoint}
     given = {**_with_digest(arguments), **place}
     return Submission(read_spec("two_phase.local"), new_id(), given, labels=_labels(given))

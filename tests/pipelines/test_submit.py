@@ -24,8 +24,9 @@ from pipelines.image_check import check_image
 from pipelines.kubeflow import Kubeflow
 from pipelines.places import Machines
 from pipelines.refusals import AlreadyThere, RunEndedBadly
-from pipelines.submission import Submission, data_state, for_vertex, read_spec, to_repeat
+from pipelines.submission import Submission, data_state, for_machine, for_vertex, read_spec, to_repeat
 from twophase.errors import TwoPhaseError, UsageError
+from twophase.files import locked
 from twophase.local.process import Address
 
 PLACE = ("local", "us-central1")
@@ -222,6 +223,12 @@ class Registry(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+def test_a_workdir_that_a_run_holds_is_not_submitted_to(tmp_path: Path) -> None:
+    with locked(tmp_path, "this workdir"), pytest.raises(TwoPhaseError, match=r"in use by process \d+"):
+        for_machine({}, tmp_path, *PLACE, "http://127.0.0.1:9")
+    assert for_machine({}, tmp_path, *PLACE, "http://127.0.0.1:9").arguments["workdir"] == str(tmp_path)
 
 
 def test_an_image_that_was_not_pushed_is_named_with_the_command_that_pushes_it() -> None:
