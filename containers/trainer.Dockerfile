@@ -4,13 +4,13 @@
 #   twophase containers build trainer --option=--build-arg=CUDA=yes     for machines with NVIDIA's accelerators
 #
 # Packages are those of the project's lock file, by version and hash. The code is copied as it is: nothing is built, so
-# the end has no build tool and no compiler. CUDA's libraries (gigabytes, under NVIDIA's licence) come from their wheels too, in
-# which TensorFlow looks for them; the driver is the machine's.
+# the end has no build tool and no compiler. CUDA's libraries (gigabytes, under NVIDIA's licence) come from their wheels,
+# where TensorFlow looks for them; the driver is the machine's.
 ARG BASE=python:3.11-slim
 
 FROM ${BASE} AS packages
 WORKDIR /build
-COPY requirements.lock pyproject.toml containers/cuda.lock ./
+COPY requirements.lock pyproject.toml ./
 # uv reads hashes from a constraints file and installs extras by name; its own pin is the lock file's too.
 RUN sed -n '/^uv==/,/[^\\]$/p' requirements.lock >uv.lock \
  && python3 -m venv uv && uv/bin/python -m pip install --no-cache-dir --no-deps --require-hashes -r uv.lock
@@ -18,6 +18,7 @@ RUN python3 -m venv --without-pip /opt/venv \
  && uv/bin/uv pip install --no-cache --python /opt/venv/bin/python --compile-bytecode --require-hashes \
         -r pyproject.toml --extra train --extra pipelines --extra google --extra aws --extra azure \
         -c requirements.lock
+COPY containers/cuda.lock ./
 ARG CUDA=
 RUN if [ -n "${CUDA}" ]; then \
         uv/bin/uv pip install --no-cache --python /opt/venv/bin/python --no-deps --require-hashes -r cuda.lock; \
