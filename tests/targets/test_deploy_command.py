@@ -1,6 +1,7 @@
 """`twophase deploy`, `predict`, `target` and `destroy`, over the platform on this machine."""
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -87,10 +88,19 @@ def test_wrong_usage(twophase: Callable[[str], str], releases: tuple[Path, ...],
     assert isinstance(refused.value, UsageError) or "x.wav" in words
 
 
-def test_a_missing_client_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "boto3", None)
-    with pytest.raises(UsageError, match=r"sagemaker needs boto3; install twophase\[sagemaker\]"):
-        place("sagemaker", "pair", {"role": "r"})
+@pytest.mark.parametrize(
+    ("module", "target", "settings", "words"),
+    [
+        ("boto3", "sagemaker", {"role": "r"}, "sagemaker needs boto3; install twophase[sagemaker]"),
+        ("google.cloud.aiplatform", "vertex", {"project": "p"}, "aiplatform; install twophase[pipelines]"),
+    ],
+)
+def test_a_missing_client_is_named(
+    monkeypatch: pytest.MonkeyPatch, module: str, target: str, settings: dict[str, str], words: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UsageError, match=re.escape(words)):
+        place(target, "pair", settings)
 
 
 def test_a_place_without_batch_jobs_says_so(

@@ -10,8 +10,8 @@ import pytest
 from twophase.local import process
 from twophase.release import golden, manifest
 from twophase.targets.rest import Vertex
-from twophase.targets.traffic import Traffic
-from twophase.targets.vertex import CANARY_PERCENT, Registry, SmokeTestFailed
+from twophase.targets.traffic import CANARY_PERCENT, Traffic
+from twophase.targets.vertex import Registry, SmokeTestFailed
 from twophase.training.compare import against_champion
 from twophase.training.judge import Judgement
 

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from twophase.targets.vertex import CANARY_PERCENT, Registry
+from twophase.targets.traffic import CANARY_PERCENT
+from twophase.targets.vertex import Registry
 
 
 @dataclass(frozen=True)

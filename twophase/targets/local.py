@@ -25,10 +25,8 @@ from twophase.targets.jobs import CANCELLED, CLIPS, FAILED, INSTANCES, NO_ANSWER
 from twophase.targets.requests import body
 from twophase.targets.rest import LIMITS, Vertex
 from twophase.targets.target import SERVER_IMAGE, Status
-from twophase.targets.traffic import MACHINE, Traffic, history
+from twophase.targets.traffic import CANARY_PERCENT, MACHINE, TRIES, Traffic, history
 
-CANARY_PERCENT = 10
-_TRIES = 300  # at 10 % of the traffic a canary is missed this often once in 10^13 deployments
 _STATES = {"SUCCEEDED": SUCCEEDED, "FAILED": FAILED, "EXPIRED": FAILED, "CANCELLED": CANCELLED}
 
 
@@ -67,20 +65,11 @@ class VertexAI(Jobs):
 
     def attach(self, version: str) -> None:
         """Deploy a version: alone with all the traffic, beside others without any."""
-        endpoint, model = self._vertex.find("endpoints", self.model), self._vertex.model(self.model)
-        shares = self.status().shares
-        if version in shares:
-            return
-        if endpoint is None or not shares:
-            Traffic(self._vertex, self.model).split({version: 100})
-            return
-        resources = {"machineSpec": {"machineType": MACHINE}, "minReplicaCount": 1, "maxReplicaCount": 1}
-        deployed = {
-            "model": f"{model['name'].partition('@')[0]}@{version}",
-            "displayName": self._versions()[version],
-            "dedicatedResources": resources,
-        }
-        self._vertex.done(f"{endpoint['name']}:deployModel", {"deployedModel": deployed})
+        shares, traffic = self.status().shares, Traffic(self._vertex, self.model)
+        if not shares:
+            traffic.split({version: 100})
+        elif version not in shares:
+            traffic.attach(version)
 
     def detach(self, version: str) -> None:
         """Undeploy a version that has no traffic; the last one takes the endpoint with it."""
@@ -111,11 +100,11 @@ class VertexAI(Jobs):
         """`predict`; one version is asked until it answers."""
         endpoint = self._vertex.endpoint(self.model)
         ids = [d["id"] for d in endpoint.get("deployedModels", []) if d["modelVersionId"] == version]
-        for _ in range(_TRIES):
+        for _ in range(TRIES):
             answer = self._vertex.post(f"{endpoint['name']}:predict", body(clips))
             if not version or answer["deployedModelId"] in ids:
                 return list(answer["predictions"])
-        raise TwoPhaseError(f"{self.model}: version {version} answered none of {_TRIES} requests")
+        raise TwoPhaseError(f"{self.model}: version {version} answered none of {TRIES} requests")
 
     def start(self, folder: Path) -> str:
         """A batch prediction job; its results come in any order, so each line carries its number as the key."""

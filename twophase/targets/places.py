@@ -5,11 +5,13 @@ A setting `NAME` is `TWOPHASE_NAME` in the environment. Credentials are no setti
 
 import os
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 
 from twophase.errors import UsageError
 from twophase.targets.target import SERVER_IMAGE, Target
 
 REQUIRED = "\0"
+_EXTRA = {"local": "pipelines", "vertex": "pipelines"}
 SETTINGS: dict[str, dict[str, str]] = {
     "local": {"api_endpoint": REQUIRED, "project": "local", "region": "us-central1"},
     "vertex": {"project": REQUIRED, "region": "us-central1", "image": SERVER_IMAGE},
@@ -45,12 +47,15 @@ def place(name: str, model: str, given: Mapping[str, str]) -> Target:
     try:
         return _MAKE[name](model, settings)
     except ModuleNotFoundError as error:
-        raise UsageError(f"{name} needs {error.name}; install twophase[{name}]") from None
+        raise UsageError(f"{name} needs {error.name}; install twophase[{_EXTRA.get(name, name)}]") from None
 
 
 def _vertex(model: str, settings: Mapping[str, str]) -> Target:
     from twophase.targets.local import VertexAI
 
+    sdk = "google.cloud.aiplatform"  # only an upload needs it, and it takes seconds to import
+    if "api_endpoint" not in settings and find_spec(sdk) is None:
+        raise ModuleNotFoundError(name=sdk)
     return VertexAI(model, **{"api_endpoint": "", **settings})
 
 

@@ -24,11 +24,8 @@ from twophase.release.golden import GOLDEN, PROBABILITY_TOLERANCE
 from twophase.release.manifest import NONE, read, verify
 from twophase.targets.requests import wav
 from twophase.targets.target import SERVER_IMAGE
-from twophase.targets.traffic import MACHINE, before, history, recorded
+from twophase.targets.traffic import CANARY_PERCENT, MACHINE, TRIES, before, history, recorded
 
-CANARY_PERCENT = 10
-
-_TRIES = 300  # at 10 % of the traffic a canary is missed this often once in 10^13 deployments
 _ENOUGH = 3
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -73,7 +70,8 @@ class Registry:
         local = api_endpoint.startswith("http://")
         if local:  # the SDK stages a local folder in a bucket first: the platform's own
             os.environ["STORAGE_EMULATOR_HOST"] = api_endpoint
-        self._project, self._credentials = project, AnonymousCredentials() if local else None
+        self._project, self._region = project, region
+        self._credentials = AnonymousCredentials() if local else None
         how = {"api_transport": "rest", "credentials": self._credentials} if local else {}
         aiplatform.init(project=project, location=region, api_endpoint=api_endpoint or None, **how)
         self._sdk = aiplatform
@@ -159,7 +157,7 @@ class Registry:
         name = f"{self._project}-twophase-staging"
         bucket = self._storage().bucket(name)
         if not bucket.exists():
-            bucket.create()
+            bucket.create(location=self._region)  # Vertex AI reads models of its own region
         self._sdk.init(staging_bucket=f"gs://{name}")
 
     def _storage(self) -> Any:
@@ -206,7 +204,7 @@ class Registry:
             windows, expected = golden["windows"], golden["classifier"]
         instances = [{"audio_bytes": {"b64": base64.b64encode(wav(w)).decode()}} for w in windows]
         answered = 0
-        for _ in range(_TRIES):
+        for _ in range(TRIES):
             reply = endpoint.predict(instances)
             if reply.deployed_model_id != deployed:
                 continue
@@ -222,7 +220,7 @@ class Registry:
             if answered == _ENOUGH:
                 return
         raise SmokeTestFailed(
-            f"{manifest.id}: answered {answered} of {_TRIES} requests to {endpoint.display_name}, {_ENOUGH} were "
+            f"{manifest.id}: answered {answered} of {TRIES} requests to {endpoint.display_name}, {_ENOUGH} were "
             "expected; it was undeployed, the live version kept its traffic"
         )
 
