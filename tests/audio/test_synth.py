@@ -12,7 +12,8 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twophase.audio import effects, soundfont, synth
+from twophase.audio import effects, soundfont, soundfont_file, synth
+from twophase.audio.dataset import find_clips
 from twophase.audio.decode import decode
 from twophase.audio.frontend import SAMPLE_RATE, Floats
 from twophase.errors import TwoPhaseError, UsageError
@@ -99,6 +100,29 @@ def test_a_key_without_a_sample_is_silence() -> None:
 def test_the_soundfont_is_found_without_importing_pretty_midi() -> None:
     code = "import sys; from twophase.audio import soundfont; soundfont.path(); sys.exit('pretty_midi' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_other_soundfonts_play_too(tmp_path: Path) -> None:
+    pytest.importorskip("tinysoundfont", reason="in no extra: pip install --no-deps tinysoundfont")
+    pcm = soundfont_file.note(soundfont.path(), 0, 73, 69, 1.0, 100)
+    assert abs(fundamental_error(pcm, 69)) < 0.6
+    assert not soundfont_file.note(soundfont.path(), 5, 99, 69, 0.1, 100).any()
+    again = soundfont_file.note(soundfont.path(), 0, 73, 69, 1.0, 100)
+    assert (pcm == again).all()
+    synth.write_clips(tmp_path / "set", 12, 0, ["Flute", "Snare_drum"], soundfonts=[soundfont.path()])
+    groups = {clip.group.split(".")[0] for clip in find_clips(tmp_path / "set")[0]}
+    assert any("TimGM6mb" in group for group in groups)
+    assert not all("TimGM6mb" in group for group in groups)
+    (tmp_path / "no.sf2").write_bytes(b"RIFF")
+    with pytest.raises(TwoPhaseError, match=r"no\.sf2: cannot be played"):
+        soundfont_file.note(tmp_path / "no.sf2", 0, 0, 60, 0.1, 100)
+
+
+def test_a_soundfont_without_its_player_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tinysoundfont", None)
+    with pytest.raises(TwoPhaseError, match="pip install --no-deps tinysoundfont"):
+        synth.write_clips(tmp_path / "set", 8, 0, ["Flute"], soundfonts=[tmp_path / "some.sf2"])
+    assert not (tmp_path / "set").exists()
 
 
 def test_the_same_seed_gives_the_same_bytes_in_another_process_and_order(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ EVERYTHING = Augment(
     shift_frames=8,
     background_probability=0.5,
     tilt_db=6.0,
+    quiet_probability=0.5,
     mixup_alpha=0.2,
     time_masks=2,
     time_mask_frames=8,
@@ -144,6 +145,20 @@ def test_background_goes_to_its_share_of_the_images():
     batch = levels(400, high=100)
     out, _ = Augment(background_probability=0.3, background_snr_db=(0, 0))(batch, None, rng(), levels(400, seed=2))
     assert 0.2 < (out != batch).any(axis=(1, 2)).mean() < 0.4
+
+
+def test_a_quiet_image_is_one_of_a_quiet_sound() -> None:
+    t = np.arange(FRONT_END.samples) / FRONT_END.sample_rate
+    tone = (sum(0.1 * np.sin(2 * np.pi * f * t) * np.exp(-6 * t) for f in (300, 900, 2700))).astype(np.float32)
+    loud, faint = (FRONT_END.images((tone * gain)[None]) for gain in (1.0, 0.03))
+    floor_db = float(faint.min()) / 255 * RANGE_DB
+    assert 3 < floor_db < 35
+    images = np.repeat(loud, 400, axis=0)
+    out, _ = Augment(quiet_probability=0.5, quiet_db=40.0)(images, None, rng())
+    touched = (out != images).any(axis=(1, 2))
+    assert 0.4 < touched.mean() < 0.6
+    nearest = out[np.abs(out.min(axis=(1, 2)) - faint.min()).argmin()]
+    assert np.abs(nearest - faint[0]).max() < 4  # levels of 255
 
 
 def test_masks_hide_runs_of_frames_and_mels_behind_the_mean():

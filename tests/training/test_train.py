@@ -41,7 +41,7 @@ def test_a_start_is_kept_and_taken_up_and_refused_for_another_front_end(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("backbone", "weights"), [("large", None), ("small", "imagenet"), ("mobilenetv2", "/no/such.h5")]
+    ("backbone", "weights"), [("gate", None), ("small", "imagenet"), ("mobilenetv2", "/no/such.h5")]
 )
 def test_backbones_and_weights_that_are_not_there_are_named(backbone: str, weights: str | None) -> None:
     with pytest.raises(UsageError, match=str(weights or backbone)):

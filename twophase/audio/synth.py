@@ -26,7 +26,7 @@ import soundfile
 import soxr
 from scipy.signal import lfilter
 
-from twophase.audio import everyday, soundfont
+from twophase.audio import everyday, soundfont, soundfont_file
 from twophase.audio.effects import record
 from twophase.audio.frontend import SAMPLE_RATE, Floats
 from twophase.audio.soundfont import DRUMS
@@ -158,8 +158,11 @@ def write_clips(
     seed: int,
     labels: Sequence[str] = LABELS + OTHER_LABELS,
     progress: Callable[[int], None] | None = None,
+    soundfonts: Sequence[Path] = (),
 ) -> SynthSummary:
     """Render `per_label` clips of each label into a new folder; `progress` is told how many clips each label brought.
+
+    With `soundfonts`, SoundFont 2 files, an instrument is played by one of them or by the embedded one, as it comes.
 
     Clips of one note, or of one recipe and nearly one pitch or rate, share a group. Raises `UsageError` for arguments
     that cannot be rendered, before anything is written, and `TwoPhaseError` when `folder` is not new or cannot be
@@ -178,7 +181,7 @@ def write_clips(
             (aside / label).mkdir()
             before = len(rows)
             for index in range(per_label):
-                pcm, group = _clip(label, seed, index)
+                pcm, group = _clip(label, seed, index, soundfonts)
                 if len(pcm):
                     name = f"{label}/{label}-{index:05d}.flac"
                     (aside / name).write_bytes(_flac(pcm))
@@ -195,11 +198,15 @@ def write_clips(
     return SynthSummary({label: counts[label] for label in labels}, per_label * len(labels) - len(rows))
 
 
-def _clip(label: str, seed: int, index: int) -> tuple[Floats, str]:
+def _clip(label: str, seed: int, index: int, soundfonts: Sequence[Path] = ()) -> tuple[Floats, str]:
     """A clip and its group; a silent one has no samples."""
     _check(label, seed, index)
     rng = np.random.default_rng((zlib.crc32(label.encode()), seed, index))
-    dry, source = _play(_SOUNDING[label], rng) if label in _SOUNDING else _happen(_EVERYDAY[label], rng)
+    if label in _SOUNDING:
+        font = (None, *soundfonts)[rng.integers(len(soundfonts) + 1)] if soundfonts else None
+        dry, source = _play(_SOUNDING[label], rng, font)
+    else:
+        dry, source = _happen(_EVERYDAY[label], rng)
     if np.max(np.abs(dry), initial=0.0) < SILENT:
         return np.empty(0, np.float32), ""
     onset = int(rng.uniform(0.0, 0.2) * SAMPLE_RATE)
@@ -221,23 +228,30 @@ def _check(label: str, seed: int, index: int) -> None:
 # ---- instruments
 
 
-def _play(voices: tuple[_Voice, ...], rng: _Rng) -> tuple[Floats, str]:
-    """A note, a phrase, a chord or a rhythm on an instrument, and what it is grouped by."""
+def _play(voices: tuple[_Voice, ...], rng: _Rng, font: Path | None) -> tuple[Floats, str]:
+    """A note, a phrase, a chord or a rhythm on an instrument of a soundfont, and what it is grouped by."""
     voice = voices[rng.integers(len(voices))]
     key = int(rng.integers(voice.low, voice.high + 1))
     group = f"{voice.program}.{key}"
+    if font:
+        group, velocity = f"{font.stem}.{group}", int(rng.integers(30, 128))
+
+    def sound(what: _Note) -> Floats:
+        return soundfont_file.note(font, *what[:4], velocity) if font else soundfont.note(*what)
+
     if voice.style == "drum":
         tuning = int(rng.integers(_BUCKETS))
         cents = (tuning - _BUCKETS / 2 + rng.random()) * 35.0
         strike = (DRUMS, voice.program, key, 1.2, rng.uniform(0.5, 2.0), 0.0)
-        pcm = _mix([(at, loud, strike) for at, loud in _rhythm(rng)])
+        pcm = _mix([(at, loud, strike) for at, loud in _rhythm(rng)], sound)
         group += f"-{tuning}"
     else:
         cents = float(rng.normal(0.0, 12.0))
         sustained = voice.style == "sustained"
         decay = np.inf if sustained else rng.uniform(1.0, 6.0) * 2.0 ** ((60 - key) / 24.0)
         attack = voice.attack_s * rng.uniform(0.5, 1.5)
-        pcm = _mix([(at, loud, (0, voice.program, k, s, decay, attack)) for at, loud, k, s in _phrase(voice, key, rng)])
+        score = [(at, loud, (0, voice.program, k, s, decay, attack)) for at, loud, k, s in _phrase(voice, key, rng)]
+        pcm = _mix(score, sound)
         pcm = _swung(pcm, voice, rng)
     pcm = soxr.resample(pcm, soundfont.RATE * 2.0 ** (cents / 1200.0), SAMPLE_RATE, "MQ")
     return _softened(pcm, rng), group
@@ -279,12 +293,13 @@ def _phrase(voice: _Voice, key: int, rng: _Rng) -> list[tuple[float, float, int,
 
 _CHORDS = ((4, 7, 12), (3, 7, 12), (4, 7, 10), (7, 12, 16), (7, 12, 15, 19), (5, 7, 12), (4, 7))
 
-_Note = tuple[int, int, int, float, float, float]  # the arguments of soundfont.note
+_Note = tuple[int, int, int, float, float, float]
+"""Bank, program, key, seconds, decay and attack in seconds: the arguments of `soundfont.note`."""
 
 
-def _mix(score: list[tuple[float, float, _Note]]) -> Floats:
+def _mix(score: list[tuple[float, float, _Note]], sound: Callable[[_Note], Floats]) -> Floats:
     """Notes (onset in s, loudness, what to play) laid over each other, at `soundfont.RATE`."""
-    notes = {what: soundfont.note(*what) for what in dict.fromkeys(what for _, _, what in score)}
+    notes = {what: sound(what) for what in dict.fromkeys(what for _, _, what in score)}
     placed = [(int(at * soundfont.RATE), loud, notes[what]) for at, loud, what in score]
     out = np.zeros(max(at + len(pcm) for at, _, pcm in placed), np.float32)
     for at, loud, pcm in placed:

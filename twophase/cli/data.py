@@ -32,12 +32,13 @@ def data_synth(
     per_label: PerLabel = 40,
     seed: Seed = 0,
     label: Annotated[list[str] | None, typer.Option(help="Only these labels (repeat it).")] = None,
+    soundfont: Annotated[list[Path] | None, typer.Option(help="More players: SoundFont 2 files (repeat it).")] = None,
 ) -> None:
     """Render labelled clips from the General MIDI soundfont."""
     from twophase.audio import synth
 
     labels = tuple(label) if label else synth.LABELS + synth.OTHER_LABELS
-    typer.echo(str(synth.write_clips(folder, per_label, seed, labels)))
+    typer.echo(str(synth.write_clips(folder, per_label, seed, labels, soundfonts=soundfont or ())))
 
 
 @app.command("images")

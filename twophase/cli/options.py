@@ -30,7 +30,7 @@ Quick = Annotated[bool, typer.Option("--quick", help="Train briefly: to see that
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 Recall = Annotated[float | None, typer.Option(help="Choose the threshold for this recall of wanted clips.")]
 Cost = Annotated[str, typer.Option(help="Choose the threshold by costs, as in miss=5,call=0.1.")]
-Backbone = Annotated[str, typer.Option(help="The classifier's network: small, or mobilenetv2.")]
+Backbone = Annotated[str, typer.Option(help="The classifier's network: small, large, or mobilenetv2.")]
 Weights = Annotated[str, typer.Option(help="Pretrained weights for mobilenetv2: imagenet, or a .weights.h5 file.")]
 OnBadClip = Annotated[
     str, typer.Option(help="What to do with clips that cannot be used: skip (and name them), or fail.")

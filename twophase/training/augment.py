@@ -1,10 +1,10 @@
 """Augmentation of log-mel images, whole batches at a time.
 
 Most operations are what the front end could have seen: another pitch, the sound a little later, over something else,
-through another microphone or a narrow channel. The rest (masks, mixup) keep a net from leaning on one detail. Images
-are in levels, 0 to 255 for `RANGE_DB` below the image's own maximum, so the operations that change the maximum (warp to
-band limit) end by restoring it, as the front end would have. A gain changes nothing in such images and is therefore not
-among the operations.
+through another microphone or a narrow channel, or from far away. The rest (masks, mixup) keep a net from leaning on
+one detail. Images are in levels, 0 to 255 for `RANGE_DB` below the image's own maximum, so the operations that change
+the maximum (warp to band limit) end by restoring it, as the front end would have. A gain changes nothing else in such
+images than how much lies below the floor.
 
 Pure functions of their arguments and the generator that they are given; the input is left as it was.
 """
@@ -52,6 +52,11 @@ class Augment:
     """The share of images that lose everything above some frequency, as through a telephone."""
     band_limit_hz: tuple[float, float] = (3000.0, 5000.0)
     """Where the band ends, from and to."""
+    quiet_probability: float = 0.0
+    """The share of images that lose what is faint, as recordings do that are so quiet that the front end's floor, which
+    is absolute, lies above it."""
+    quiet_db: float = 40.0
+    """How far that floor comes up, at most."""
     mixup_alpha: float = 0.0
     """Each image and its label are averaged with another of the batch, weighted by Beta(alpha, alpha)."""
     time_masks: int = 0
@@ -104,6 +109,10 @@ class Augment:
         ):
             out += peak - out.max(axis=(1, 2), keepdims=True)
             np.maximum(out, np.float32(0.0), out=out)
+        if self.quiet_probability:
+            chosen = rng.random(len(out)) < self.quiet_probability
+            floor = np.where(chosen, rng.uniform(0.0, self.quiet_db, len(out)), 0.0) * _LEVELS_PER_DB
+            np.maximum(out, floor.astype(np.float32)[:, None, None], out=out)
         if self.mixup_alpha:
             out, labels = _mixup(out, labels, self.mixup_alpha, rng)
         if self.time_masks or self.freq_masks:

@@ -22,16 +22,22 @@ from twophase.files import replacing
 if TYPE_CHECKING:
     import keras
 
-BACKBONES = ("small", "mobilenetv2")
+BACKBONES = ("small", "large", "mobilenetv2")
 
-STARTS = {name: Path(__file__).parent / f"start-{name}.npz" for name in ("gate", "classifier")}
+_WIDTHS = {
+    "gate": ((16, 5, 2), (32, 3, 2), (48, 3, 2), (48, 3, 2)),
+    "small": ((32, 3, 2), (64, 3, 2), (128, 3, 2), (128, 3, 1)),
+    "large": ((48, 3, 2), (96, 3, 2), (192, 3, 2), (256, 3, 1)),
+}
+"""Filters, kernel and stride over frequency of each convolution."""
+
+STARTS = {name: Path(__file__).parent / f"start-{name}.npz" for name in _WIDTHS}
 """The weights that training starts from; made by pretrain.py."""
 
 
 def gate(outputs: int, weights: str | None = None) -> "keras.Model":
     """About 40,000 parameters; `outputs` logits. `weights` are None for those of `STARTS`, or `random`."""
-    widths = ((16, 5, 2), (32, 3, 2), (48, 3, 2), (48, 3, 2))
-    return _started(_convolutions("gate", widths, outputs, dropout=0.1), weights)
+    return _convolutions("gate", "gate", outputs, 0.1, weights)
 
 
 def wanted_or_not(network: "keras.Model") -> "keras.Model":
@@ -50,16 +56,15 @@ def wanted_or_not(network: "keras.Model") -> "keras.Model":
 
 
 def classifier(outputs: int, backbone: str = "small", weights: str | None = None) -> "keras.Model":
-    """About 250,000 parameters, or MobileNetV2; `outputs` logits.
+    """About 250,000 parameters (`small`), 670,000 (`large`), or MobileNetV2; `outputs` logits.
 
-    `weights`: None for what the backbone comes with (the small one: `STARTS`, MobileNetV2: nothing), `random`, or for
+    `weights`: None for what the backbone comes with (MobileNetV2: nothing, the others: `STARTS`), `random`, or for
     `mobilenetv2` alone `imagenet` or a `.weights.h5` file of it.
     """
-    if backbone == "small":
+    if backbone in STARTS and backbone != "gate":
         if weights not in (None, "random"):
-            raise UsageError(f"--weights {weights}: is not for the small network; leave it out, or give random")
-        widths = ((32, 3, 2), (64, 3, 2), (128, 3, 2), (128, 3, 1))
-        return _started(_convolutions("classifier", widths, outputs, dropout=0.2), weights)
+            raise UsageError(f"--weights {weights}: is not for the {backbone} network; leave it out, or give random")
+        return _convolutions("classifier", backbone, outputs, 0.2, weights)
     if backbone == "mobilenetv2":
         return _mobilenetv2(outputs, None if weights == "random" else weights)
     raise UsageError(f"--backbone {backbone}: is not known; {', '.join(BACKBONES)} are")
@@ -96,19 +101,13 @@ def start(network: "keras.Model", file: Path) -> None:
             layer.set_weights(weights)
 
 
-def _started(network: "keras.Model", weights: str | None) -> "keras.Model":
-    if weights is None:
-        start(network, STARTS[network.name])
-    return network
-
-
-def _convolutions(name: str, widths: tuple[tuple[int, int, int], ...], outputs: int, dropout: float) -> "keras.Model":
-    """A layer for each (filters, kernel, stride over frequency); every layer halves time."""
+def _convolutions(name: str, widths: str, outputs: int, dropout: float, weights: str | None) -> "keras.Model":
+    """The convolutions of `_WIDTHS`, each of which halves time, and one dense layer; started unless `weights`."""
     from keras import Input, Model, layers
 
     x = image = Input((*FRONT_END.shape, 1), name="image")
     x = layers.Rescaling(1 / 127.5, offset=-1.0)(x)
-    for i, (filters, kernel, stride) in enumerate(widths):
+    for i, (filters, kernel, stride) in enumerate(_WIDTHS[widths]):
         strides = (2, stride)
         x = layers.Conv2D(filters, kernel, strides, padding="same", use_bias=False, name=f"convolution{i}")(x)
         x = layers.BatchNormalization(momentum=0.9, name=f"normalization{i}")(x)
@@ -116,7 +115,10 @@ def _convolutions(name: str, widths: tuple[tuple[int, int, int], ...], outputs: 
     x = layers.AveragePooling2D((x.shape[1], 1))(x)
     x = layers.Flatten()(x)
     x = layers.Dropout(dropout)(x)
-    return Model(image, layers.Dense(outputs, name="logits")(x), name=name)
+    network = Model(image, layers.Dense(outputs, name="logits")(x), name=name)
+    if weights is None:
+        start(network, STARTS[widths])
+    return network
 
 
 def _mobilenetv2(outputs: int, weights: str | None) -> "keras.Model":

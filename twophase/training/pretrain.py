@@ -1,31 +1,39 @@
 """Where training starts from: the two networks, taught to tell rendered sounds apart, less their last layers.
 
-    python -m twophase.training.pretrain          writes twophase/training/start-{gate,classifier}.npz
+    python -m twophase.training.pretrain SOUNDFONT...          writes twophase/training/start-{gate,small,large}.npz
 
 The sounds come from `audio/synth.py`: `CLIPS` of each label that it can render, the programs of General MIDI among
 them, from seed `SEED`, which no other part of the project uses. Telling 119 timbres apart at any pitch is what carries
-over to notes that training never hears. Half of the sounds are learned with another in the background, half through a
-narrow channel. The files hold float16 weights (networks.keep_start) and are checked in; the same seed on the same
-machine gives the same files. Takes a quarter of an hour; interrupted, it goes on where it was, in
-`twophase-work/pretrain/`.
+over to notes that training never hears; telling them apart whoever plays them, to instruments that nobody rendered. So
+each clip is played by one of the embedded soundfont and those that are named. The files that are checked in had two,
+FluidR3_GM.sf2 (Frank Wen, MIT; Debian's fluid-soundfont-gm 3.1) and sf_GMbank.sf2 (public domain; Debian's
+csound-soundfont 6.18), with sha256 74594e8f... and 9f39fc53...; as far as their authors say, neither holds anything of
+the recordings that docs/models.md measures on. Half of the sounds are learned with another in the background, half
+through a narrow channel.
+
+The files hold float16 weights (networks.keep_start); the same seed and soundfonts on the same machine give the same
+files. Takes half an hour on two cores; interrupted, it goes on where it was, in `twophase-work/pretrain/`.
 """
 
 import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 from twophase.audio import synth
-from twophase.audio.dataset import read_source
+from twophase.audio.dataset import Dataset, read_source
 from twophase.audio.images import ImageSet, make_all
 from twophase.training import networks
 from twophase.training.augment import Augment
 from twophase.training.fit import Recipe, prepare
 from twophase.training.train import fit_rows
 
-CLIPS = 200
+CLIPS = 300
 SEED = 20_260_000
 
 RECIPE = Recipe(
-    steps=6_000,
+    steps=12_000,
     weight_decay=0.02,
     augment=Augment(
         warp_semitones=2.0,
@@ -41,27 +49,40 @@ RECIPE = Recipe(
 )
 
 
-def pretrain(kind: str, images: ImageSet, recipe: Recipe, state: Path, file: Path) -> None:
-    """Teach the `gate` or `classifier` network all labels of an image set, and keep what it learned in `file`."""
+def pretrain(name: str, images: ImageSet, recipe: Recipe, state: Path, file: Path) -> None:
+    """Teach the gate or a backbone of the classifier all labels of an image set, and keep what it learned in `file`."""
     prepare(recipe.seed)
     outputs = len(images.labels)
-    network = networks.gate(outputs, "random") if kind == "gate" else networks.classifier(outputs, weights="random")
+    network = networks.gate(outputs, "random") if name == "gate" else networks.classifier(outputs, name, "random")
 
     def say(done: int, planned: int, logs: dict[str, float]) -> None:
-        sys.stderr.write(f"{kind}: epoch {done}/{planned} loss {logs['loss']:.3f}, validation {logs['val_loss']:.3f}\n")
+        sys.stderr.write(f"{name}: epoch {done}/{planned} loss {logs['loss']:.3f}, validation {logs['val_loss']:.3f}\n")
 
     fit_rows(network, images, images.label_of_row, recipe, state, say)
     networks.keep_start(network, file)
 
 
+def render(folder: Path, soundfonts: Sequence[Path]) -> Dataset:
+    """The rendered clips of all labels, in two folders that are made at the same time."""
+    parts = [folder / "0", folder / "1"]
+    missing = [k for k, part in enumerate(parts) if not part.is_dir()]
+    with ProcessPoolExecutor(len(parts), get_context("spawn")) as pool:
+        for done in [
+            pool.submit(synth.write_clips, parts[k], CLIPS, SEED, synth.ALL_LABELS[k::2], None, soundfonts)
+            for k in missing
+        ]:
+            done.result()
+    first, second = (read_source(part) for part in parts)
+    return Dataset([*first.clips, *second.clips], tuple(sorted({*first.wanted, *second.wanted})))
+
+
 def main() -> None:
     """Render, then pretrain."""
     workdir = Path("twophase-work/pretrain")
-    if not (workdir / "clips").is_dir():
-        synth.write_clips(workdir / "clips", CLIPS, SEED, synth.ALL_LABELS)
-    images = make_all(workdir, read_source(workdir / "clips"), "fail", lambda done, planned: None)
-    for kind, file in networks.STARTS.items():
-        pretrain(kind, images, RECIPE, workdir / f"fit-{kind}", file)
+    found = render(workdir / "clips", [Path(name) for name in sys.argv[1:]])
+    images = make_all(workdir, found, "fail", lambda done, planned: None)
+    for name, file in networks.STARTS.items():
+        pretrain(name, images, RECIPE, workdir / f"fit-{name}", file)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ AUGMENT = Augment(
     background_probability=0.5,
     background_snr_db=(-5.0, 25.0),
     band_limit_probability=0.5,
+    quiet_probability=0.25,
     time_masks=2,
     time_mask_frames=4,
     freq_masks=2,
