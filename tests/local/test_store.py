@@ -4,6 +4,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -71,29 +72,44 @@ def test_newer_and_broken_files_are_refused(tmp_path: Path) -> None:
 
 FULL = """
 import resource, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))  # no file grows past this: a disk that fills
+resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))  # no file grows past this: a disk that fills
 from twophase.local.__main__ import main
 sys.exit(main())
 """
 
 
-def test_a_full_disk_refuses_changes_and_keeps_what_was_committed(tmp_path: Path) -> None:
+def test_a_full_disk_refuses_changes_and_keeps_what_was_committed(tmp_path: Path, releases: tuple[Path, Path]) -> None:
+    large = tmp_path / "large"
+    large.mkdir()
+    (large / "saved_model.pb").write_bytes(bytes(700_000))
     process = subprocess.Popen([sys.executable, "-c", FULL, "--home", str(tmp_path / "home")])
     try:
         url = ""
         while not url:
             assert process.poll() is None
+            time.sleep(0.05)
             record = tmp_path / "home" / "server.json"
             url = json.loads(record.read_text())["url"] if record.is_file() else ""
         with httpx.Client(base_url=f"{url}/v1/projects/p/locations/l/", timeout=30) as http:
-            made = 0
+            made = 1
+            endpoint = http.post("endpoints", json={"displayName": "e"}).json()["response"]["name"]
+            upload = {"model": {"displayName": "m", "artifactUri": str(releases[0])}}
+            model = http.post("./models:upload", json=upload).raise_for_status().json()["response"]["model"]
+            deploy = {"deployedModel": {"model": model}, "trafficSplit": {"0": 100}}
+            http.post(f"{url}/v1/{endpoint}:deployModel", json=deploy).raise_for_status()
             while (
                 answer := http.post("endpoints", json={"displayName": "e" * 100, "description": "d" * 10_000})
             ).is_success:
                 made += 1
             assert answer.json()["error"]["code"] == 507
             assert "free some room" in answer.text
-            assert made
+            assert made > 1
+            upload = {"model": {"displayName": "m", "artifactUri": str(large)}}
+            assert http.post("./models:upload", json=upload).status_code == 507
+            put = f"{url}/upload/storage/v1/b/twophase/o?uploadType=media&name=o"
+            assert http.post(put, content=bytes(700_000)).status_code == 507
+            image = {"instances": [[[0] * 64] * 61]}
+            assert http.post(f"{url}/v1/{endpoint}:predict", json=image).status_code == 200, "predictions go on"
             assert len(http.get("endpoints").json()["endpoints"]) == made, "it lives, and has all it said it has"
     finally:
         process.terminate()

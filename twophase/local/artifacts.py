@@ -5,6 +5,7 @@ another SavedModel. A copy is written aside, verified, synced and renamed, so a 
 the same content again finds it there.
 """
 
+import errno
 import shutil
 from pathlib import Path
 
@@ -34,7 +35,7 @@ class Artifacts:
             raise Refusal(400, f"{uri}: holds no model; a release or a SavedModel (saved_model.pb) is accepted")
         aside = self._root / ".tmp-add"
         try:
-            shutil.copytree(source, aside)
+            shutil.copytree(source, aside, copy_function=_copy)
             key = _key(aside)
             if not self.path(key).exists():
                 sync_tree(aside)
@@ -59,6 +60,16 @@ class Artifacts:
         aside = self._root / f".tmp-remove-{key}"
         self.path(key).rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _copy(source: str, to: str) -> None:
+    """Copy a file; a full disk ends the copying, where `copytree` would go on and put it with what cannot be read."""
+    try:
+        shutil.copyfile(source, to)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise Refusal(507, str(disk_error(Path(to), error))) from None
+        raise
 
 
 def is_release(key: str) -> bool:
