@@ -29,7 +29,8 @@ from components import IMAGE
 from components.container_model import container_model
 from components.deployment import promote_version
 from components.live_version import find_live
-from pipelines.compile import spec_path
+from pipelines import places
+from pipelines.compile import compile_spec, spec_path
 from pipelines.places import Machines
 from tests.pipelines.loopback_google import google
 from tests.serving.standin import make
@@ -40,9 +41,12 @@ from twophase.targets.traffic import MACHINE
 PROJECT, REGION, MODEL = "p", "us-central1", "launched"
 
 
+def parsed(text: str) -> pipeline_spec_pb2.PipelineSpec:
+    return json_format.ParseDict(next(yaml.safe_load_all(text)), pipeline_spec_pb2.PipelineSpec())
+
+
 def read(name: str) -> pipeline_spec_pb2.PipelineSpec:
-    document = next(yaml.safe_load_all(spec_path(name).read_text()))
-    return json_format.ParseDict(document, pipeline_spec_pb2.PipelineSpec())
+    return parsed(spec_path(name).read_text())
 
 
 SPEC = read("two_phase.vertex")
@@ -190,23 +194,27 @@ def jobs(tmp_path: Path):
     server.stop(None)
 
 
-def test_training_is_asked_for_as_a_custom_job(jobs: Any, tmp_path: Path) -> None:
+def test_training_is_asked_for_as_a_custom_job_of_so_many_workers(jobs: Any, tmp_path: Path) -> None:
     service, run = jobs
     images = Dataset(name="images", uri="gs://b/images", metadata={"digest": "d"})
     given = {"images": images, "workdir": "/tmp/two-phase", "quick": True, "seed": 3}
     none = {"persistent_resource_id": ""}  # kfp knows no placeholder for it, which is Vertex AI's own
-    run(resolved("train-gate", tmp_path / "job", project=PROJECT, location=REGION, **none, **given))
+    spec = parsed(compile_spec("two_phase.vertex", places.vertex(Machines(replicas=3))))
+    run(resolved("train-gate", tmp_path / "job", spec, project=PROJECT, location=REGION, **none, **given))
     (request,) = service.made
     assert request.parent == f"projects/{PROJECT}/locations/{REGION}"
-    (pool,) = request.custom_job.job_spec.worker_pool_specs
-    assert pool.machine_spec.machine_type == Machines.machine_type
-    assert pool.container_spec.image_uri == IMAGE
-    arguments = list(pool.container_spec.args)
-    told = json.loads(arguments[arguments.index("--executor_input") + 1])
-    assert told["inputs"]["artifacts"]["images"]["artifacts"][0]["uri"] == "gs://b/images"
-    assert told["inputs"]["parameterValues"]["seed"] == 3
-    assert "gate" in told["outputs"]["artifacts"]
-    assert arguments[arguments.index("--function_to_execute") + 1] == "train_gate"
+    job = request.custom_job.job_spec
+    assert job.scheduling.restart_job_on_worker_restart
+    assert [pool.replica_count for pool in job.worker_pool_specs] == [1, 2]
+    for pool in job.worker_pool_specs:
+        assert pool.machine_spec.machine_type == Machines.machine_type
+        assert pool.container_spec.image_uri == IMAGE
+        arguments = list(pool.container_spec.args)
+        told = json.loads(arguments[arguments.index("--executor_input") + 1])
+        assert told["inputs"]["artifacts"]["images"]["artifacts"][0]["uri"] == "gs://b/images"
+        assert told["inputs"]["parameterValues"]["seed"] == 3
+        assert "gate" in told["outputs"]["artifacts"]
+        assert arguments[arguments.index("--function_to_execute") + 1] == "train_gate"
 
 
 def test_a_batch_is_asked_for_as_a_batch_prediction_job(jobs: Any, tmp_path: Path) -> None:
