@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -129,6 +130,24 @@ def test_older_metadata_and_older_gates_are_refused(device: Path, place: Place, 
     assert in_use(device) == id_of(newer)
 
 
+def test_another_enrolment_may_name_another_repository(
+    device: Path, place: Place, release: Path, newer: Path, tmp_path: Path
+) -> None:
+    """What is left when the root key is lost: a new repository, whose serials begin anew, and enrolling again."""
+    place.offer(newer)
+    assert updates.update(device, place.url).state == "installed"
+    root = (place.repository / "metadata" / "1.root.json").read_text()
+    updates.believe(device, root)  # the same again changes nothing
+    assert updates.current(device)[1] == 2
+    shutil.rmtree(place.public)
+    other = Place(tmp_path / "other", tmp_path / "other-keys", place.public, place.url)
+    other.offer(release)
+    with pytest.raises(TwoPhaseError, match="not believed"):
+        updates.update(device, place.url)
+    updates.believe(device, (other.repository / "metadata" / "1.root.json").read_text())
+    assert updates.update(device, place.url) == updates.Outcome("installed", id_of(release))
+
+
 def test_another_signer_is_not_believed(device: Path, place: Place, newer: Path, release: Path, tmp_path: Path) -> None:
     shutil.rmtree(place.public)
     sign.sign(newer, tmp_path / "other", tmp_path / "other-keys", 100)
@@ -204,20 +223,19 @@ def test_a_server_that_drips_is_ended(device: Path, newer: Path, release: Path) 
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def drip() -> None:
-            connection, _ = server.accept()
-            with connection:
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
-                try:
+            with suppress(OSError):
+                connection, _ = server.accept()
+                with connection:
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
                     while True:
                         connection.sendall(b" ")
                         time.sleep(0.05)
-                except OSError:
-                    pass
 
         thread = threading.Thread(target=drip, daemon=True)
         thread.start()
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
         outcome = look_for_update(device, url, limit_s=3)
+        server.shutdown(socket.SHUT_RDWR)  # where the machine is so busy that it did not even connect
         thread.join()
     assert outcome.state == "error"
     assert "3 s" in outcome.reason

@@ -153,6 +153,10 @@ def test_a_key_is_rotated_also_when_the_answer_was_lost(gateway: Cloud, tmp_path
     new.write(tmp_path, "enrolling.json")
     old.write(tmp_path)  # as if the answer had not come
     assert rotate(tmp_path) == new
+    new.write(tmp_path, "enrolling.json")  # as if it had been killed after the new key came into use
+    newest = rotate(tmp_path)
+    assert newest.private_key not in (old.private_key, new.private_key)
+    new = newest
     with pytest.raises(NotThisKey):
         Client(old).answers(0)
     assert Client(new).answers(0) == []

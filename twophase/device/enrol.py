@@ -6,9 +6,8 @@ from pathlib import Path
 
 from twophase.device.client import Client, NotThisKey
 from twophase.device.direct import Direct
-from twophase.device.durable import write_new
 from twophase.device.identity import ENROLLING, SCHEME, Identity
-from twophase.device.updates import ROOT
+from twophase.device.updates import believe
 from twophase.errors import TwoPhaseError
 from twophase.files import JSON
 
@@ -21,8 +20,8 @@ def enrol(state: Path, gateway: str, code: str) -> Identity:
     pending = _pending(state, gateway)
     said: JSON = Client(pending).enrol(code)
     identity = replace(pending, device=str(said["device"]), next_sequence=int(said["next_sequence"]))
-    if said.get("root") and not (state / ROOT).exists():
-        write_new(state / ROOT, str(said["root"]).encode(), state / f".{ROOT}")
+    if said.get("root"):
+        believe(state, str(said["root"]))
     identity.write(state)
     (state / ENROLLING).unlink()
     return identity
@@ -31,7 +30,11 @@ def enrol(state: Path, gateway: str, code: str) -> Identity:
 def rotate(state: Path) -> Identity:
     """Replace this device's key by a new one that is made here."""
     old = Identity.read(state)
-    pending = replace(_pending(state, old.gateway), device=old.device, next_sequence=old.next_sequence)
+    made = _pending(state, old.gateway)
+    if made.private_key == old.private_key:  # left by a crash, after it came into use
+        (state / ENROLLING).unlink()
+        made = _pending(state, old.gateway)
+    pending = replace(made, device=old.device, next_sequence=old.next_sequence)
     try:
         Client(old).replace_key(pending)
     except NotThisKey:  # unless the answer to an earlier try was lost: then the new key is the one

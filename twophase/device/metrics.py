@@ -1,6 +1,8 @@
 """`/metrics` in Prometheus's text format and `/status` as JSON, on loopback alone, for whoever watches this device."""
 
 import json
+import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,6 +28,8 @@ METRICS = {
     "twophase_spool_events_total": "What happened to clips since the start, by event",
 }
 """Every metric and what it says."""
+
+log = logging.getLogger(__name__)
 
 
 def serve(port: int, status: Callable[[], JSON], stop: threading.Event) -> None:
@@ -59,7 +63,8 @@ def serve(port: int, status: Callable[[], JSON], stop: threading.Event) -> None:
 
     class Server(ThreadingHTTPServer):
         def handle_error(self, request: Any, client_address: Any) -> None:
-            """Whoever asked is gone; nothing of that is for a log."""
+            if not isinstance(sys.exc_info()[1], OSError):  # else whoever asked is gone, which is for no log
+                log.exception("metrics")
 
     with Server(("127.0.0.1", port), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -1,6 +1,6 @@
 """Gate updates by The Update Framework: signed, fresh, never back; tried beside the gate in use before they replace it.
 
-    STATE/root.json                     the first root of trust, from enrolment
+    STATE/root.json                     the first root of trust, from the last enrolment
     STATE/updates/                      tuf's own metadata, the newest that was believed
     STATE/gates/r-0123456789ab/         gates as they were fetched, whole (gates.py)
     STATE/gates/current.json            which one is in use, and its serial, which only ever grows
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from twophase.device.clock import Clock
+from twophase.device.durable import write_new
 from twophase.device.gates import FILES, LoadedGate
 from twophase.device.identity import Identity
 from twophase.errors import TwoPhaseError
@@ -55,6 +56,19 @@ def current(state: Path) -> tuple[Path, int]:
         raise TwoPhaseError(f"{state}: has no gate; `twophase device update` fetches one, or enrol with --gate RELEASE")
     found = read_json(path, "choice of a gate")
     return state / "gates" / str(found["release"]), int(found["serial"])
+
+
+def believe(state: Path, root: str) -> None:
+    """Trust the repository that begins with this root, as an enrolment says.
+
+    What was remembered of another repository ends with it, and so do its serials: they count anew.
+    """
+    path = state / ROOT
+    if path.is_file() and path.read_text() != root:
+        shutil.rmtree(state / "updates", ignore_errors=True)
+        if (state / "gates" / "current.json").is_file():
+            write_json(state / "gates" / "current.json", {"release": current(state)[0].name, "serial": 0})
+    write_new(path, root.encode(), path.with_name(f".{ROOT}"))
 
 
 def install(state: Path, release: Path, serial: int = 0) -> str:
