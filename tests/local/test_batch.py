@@ -101,14 +101,14 @@ def test_file_list_and_keys(platform: Address, home: Path, releases: tuple[Path,
     listed = put(
         home,
         "list.txt",
-        ["gs://twophase/clips/a.wav", "gs://twophase/clips/b.wav", "gs://twophase/../x", "/etc/passwd"],
+        ["gs://twophase/clips/a.wav", "gs://twophase/clips/b.wav", "gs://twophase/../x", "/x", f"gs://twophase/{clip}"],
     )
     with client(platform) as http:
         config = {"instancesFormat": "file-list", "gcsSource": {"uris": [listed]}}
         job = ended(http, create(http, releases[0], listed, inputConfig=config)["name"])
-        assert job["completionStats"] == {"successfulCount": "1", "failedCount": "3", "incompleteCount": "0"}
+        assert job["completionStats"] == {"successfulCount": "1", "failedCount": "4", "incompleteCount": "0"}
         assert outputs(home, job, "results")[0]["instance"] == "gs://twophase/clips/a.wav"
-        assert {e["error"]["code"] for e in outputs(home, job, "errors_stats")} == {404}
+        assert [e["error"]["code"] for e in outputs(home, job, "errors_stats")] == [404, 400, 404, 400]
 
         keyed = put(
             home, "keyed.jsonl", [json.dumps({**instance(i), "id": i}) for i in range(3)] + [json.dumps(instance(3))]

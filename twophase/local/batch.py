@@ -22,6 +22,7 @@ import orjson
 
 from twophase.errors import TwoPhaseError
 from twophase.files import JSON, read_json, replacing, write_json
+from twophase.local.buckets import relative
 from twophase.local.saved_model import LoadedModel
 from twophase.release.manifest import EXTRA
 from twophase.serving.instances import LIMITS, images_of
@@ -176,9 +177,9 @@ def _read(plan: Plan, line: bytes, predict: _Predict) -> tuple[JSON, Callable[[]
 
 def _file(plan: Plan, uri: str) -> bytes:
     bucket, _, name = uri.removeprefix("gs://").partition("/")
-    if not uri.startswith("gs://") or bucket not in plan.buckets or ".." in Path(name).parts:
+    if not uri.startswith("gs://") or bucket not in plan.buckets:
         raise Refusal(404, f"{uri}: cannot be read from here; a file list names gs://BUCKET/PATH of this platform")
-    path = Path(plan.buckets[bucket]) / name
+    path = Path(plan.buckets[bucket]) / relative(name)
     try:
         if path.stat().st_size > LIMITS.body_bytes:
             raise Refusal(413, f"{uri}: is over {LIMITS.body_bytes} bytes; cut it into shorter clips")

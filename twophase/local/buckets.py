@@ -72,7 +72,7 @@ class Buckets:
         """The folder or file that `gs://...`, `file://...` or an absolute path names. Raises `Refusal`."""
         if uri.startswith("gs://"):
             bucket, _, name = uri.removeprefix("gs://").partition("/")
-            return self._bucket(bucket) / _relative(name.rstrip("/")) if name.strip("/") else self._bucket(bucket)
+            return self._bucket(bucket) / relative(name.rstrip("/")) if name.strip("/") else self._bucket(bucket)
         path = Path(uri.removeprefix("file://"))
         if not path.is_absolute() or "://" in uri.removeprefix("file://"):
             raise Refusal(400, f"{uri!r}: cannot be read from here; give gs://BUCKET/PATH or an absolute path")
@@ -126,7 +126,7 @@ class Buckets:
         start = root = self._bucket(bucket)
         if "/" in prefix:
             try:
-                start = root / _relative(prefix.rpartition("/")[0])
+                start = root / relative(prefix.rpartition("/")[0])
             except Refusal:
                 return  # no object has such a name
         paths = (Path(folder) / name for folder, _, names in os.walk(start) for name in names)
@@ -135,7 +135,7 @@ class Buckets:
 
     def path(self, bucket: str, name: str, condition: Condition | None = None) -> Path:
         """The file of an object. Raises `Refusal` 404 when there is none, 412 when it is not as expected."""
-        path = self._bucket(bucket) / _relative(name)
+        path = self._bucket(bucket) / relative(name)
         _check(path, condition or Condition())
         if not path.is_file():
             raise Refusal(404, f"No such object: {bucket}/{name}")
@@ -166,7 +166,7 @@ class Buckets:
 
     def insert(self, bucket: str, name: str, content: bytes | Path, condition: Condition | None = None) -> JSON:
         """Write an object, whole or not at all; `content` may be a file, which is copied."""
-        path = self._bucket(bucket) / _relative(name)
+        path = self._bucket(bucket) / relative(name)
         if len(path.name.encode()) > _LAST_BYTES:
             raise Refusal(400, f"{name!r}: is too long here; after the last / up to {_LAST_BYTES} bytes are accepted")
         _check(path, condition or Condition())
@@ -229,7 +229,8 @@ def _check(path: Path, condition: Condition) -> None:
         raise Refusal(412, "At least one of the pre-conditions you specified did not hold.")
 
 
-def _relative(name: str) -> Path:
+def relative(name: str) -> Path:
+    """Where an object lies below its bucket, and nowhere else. Raises `Refusal` 400."""
     parts = name.split("/")
     if (
         not name
