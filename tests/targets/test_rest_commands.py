@@ -75,5 +75,7 @@ def test_a_batch_job(twophase: Callable[[str], str], home: Path, tmp_path: Path)
     (line,) = (folder / "prediction.results-00000-of-00001").read_text().splitlines()
     assert json.loads(line)["id"] == 7
     assert name in twophase("batch status")
+    with pytest.raises(TwoPhaseError, match="was not submitted from clips"):
+        twophase(f"batch fetch {name} --to {tmp_path / 'out.jsonl'}")
     with pytest.raises(TwoPhaseError, match="has ended"):
         twophase(f"batch cancel {name}")

@@ -324,7 +324,9 @@ def test_jobs_by_name(target: SageMaker, releases: tuple[Path, ...], clips: list
     target.cancel(name)
     with pytest.raises(TwoPhaseError, match="is cancelled"):
         target.fetch(name, tmp_path / "out.jsonl")
-    job.transform_job_status = "Completed"
+    bucket = {"Bucket": "sagemaker-eu-west-1-123456789012", "Prefix": "twophase/pair/batch/"}
+    assert boto3.client("s3").list_objects_v2(**bucket)["KeyCount"] == 0, "no sound stays behind"
+    name = target.submit(clips)
     assert target.fetch(name, tmp_path / "out.jsonl") == 0
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == len(clips)
     with pytest.raises(TwoPhaseError, match="NoSuchKey"):

@@ -157,7 +157,7 @@ def batch_cancel(
     api_endpoint: ApiEndpoint = "",
     home: Home = None,
 ) -> None:
-    """Stop a job; what it has answered so far stays."""
+    """Stop a job that runs; what one of files in buckets has answered so far stays."""
     place = _of(job, target, setting, (project, region, api_endpoint), home)
     if (state := place.job(job).state) != "running":
         raise UsageError(f"{job}: has ended ({state}); there is nothing to cancel")

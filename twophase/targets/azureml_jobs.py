@@ -37,7 +37,7 @@ _STATES = {"Completed": SUCCEEDED, "Failed": FAILED, "NotResponding": FAILED, "C
 _DOCKERFILE = """\
 FROM {image}
 USER root
-# Azure's driver, apart from the server: it wants a NumPy before 1.24.
+# Azure's driver, apart from the server: it takes no NumPy from 2.3.3 on.
 RUN /usr/local/bin/python3 -m venv /opt/driver \\
  && /opt/driver/bin/pip install --no-cache-dir azureml-core "azureml-dataset-runtime[fuse]"
 ENV PATH=/opt/driver/bin:$PATH
@@ -91,7 +91,7 @@ class AzureMLJobs(Jobs):
 
     @in_words
     def cancel(self, name: str) -> None:
-        """What it has answered stays in its folder."""
+        """Azure keeps what was answered so far."""
         self._ml.jobs.begin_cancel(name).result()
 
     @in_words

@@ -6,7 +6,8 @@ who submitted it:
     clips.jsonl    one line a clip, in order: `{"clip": path}`, or with an `error` where it could not be sent
     in.jsonl       one instance a line, of those that could
 
-The folder is removed once the answers are written; until then they can be fetched again.
+The folder is removed once the answers are written, or it is known that there will be none. Until then a fetch that was
+cut off is done again.
 """
 
 import base64
@@ -62,6 +63,7 @@ class Jobs(Target):
         if job.state == RUNNING:
             raise UsageError(f"{name}: is still running; see `twophase batch status`")
         if job.state != SUCCEEDED:
+            self.forget(name)
             raise TwoPhaseError(f"{name}: is {job.state}: {job.why or 'no reason given'}")
         failed = write_answers(self.told(name), self.answers(name), output)
         self.forget(name)

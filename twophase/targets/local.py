@@ -9,6 +9,7 @@ windows are replayed, and is asked until it has answered.
 """
 
 import functools
+import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -141,7 +142,7 @@ class VertexAI(Jobs):
         return Job(found["name"], state, found.get("error", {}).get("message", ""))
 
     def cancel(self, name: str) -> None:
-        """What was answered so far stays in its folder."""
+        """Vertex AI keeps what was answered so far."""
         self._vertex.post(f"{self._job_name(name)}:cancel", {})
 
     def told(self, name: str) -> bytes:
@@ -167,7 +168,7 @@ class VertexAI(Jobs):
     def _folder(self, name: str) -> str:
         (source,) = self._vertex.get(self._job_name(name))["inputConfig"]["gcsSource"]["uris"]
         folder, _, file = source.removeprefix(f"gs://{self._bucket_name}/").rpartition("/")
-        if file != INSTANCES or "://" in folder:
+        if file != INSTANCES or not re.fullmatch(r"batch/.+-[0-9a-f]{12}", folder):
             raise UsageError(f"{name}: was not submitted from clips; its results are where its --to says")
         return str(folder)
 
