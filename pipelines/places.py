@@ -59,7 +59,13 @@ class Place:
     """Register and deploy a release: (release, named, server image)."""
     predict: Callable[[Any, Any, Named, Any], None]
     """Predict a batch: (source, destination, named, machine type)."""
-    in_cloud: bool
+    end: Callable[[Named], Any] | None
+    """In a cloud, where nobody sees it, how a run's end is reported: (named)."""
+
+    @property
+    def in_cloud(self) -> bool:
+        """Whether steps run in containers of an engine that has a cache and several machines."""
+        return self.end is not None
 
     def keep(self, task: Any) -> Any:
         """A step whose answer holds as long as its inputs are the same.
@@ -80,9 +86,7 @@ class Place:
 
     def guard(self, named: Named) -> AbstractContextManager[Any]:
         """What a run is wrapped in: in a cloud its end is reported, however it comes; here the caller sees it."""
-        if not self.in_cloud:
-            return contextlib.nullcontext()
-        return dsl.ExitHandler(self.ask(end_of_run(model=named["model"])), name="run")
+        return dsl.ExitHandler(self.ask(self.end(named)), name="run") if self.end else contextlib.nullcontext()
 
     def sized(self, task: Any, cpu: str, memory: str) -> Any:
         """Ask for this much of a machine, where there are several to choose from."""
@@ -91,12 +95,12 @@ class Place:
 
 def local() -> Place:
     """Every step on this machine; the model is registered and deployed at `api_endpoint`."""
-    return Place(_as_it_is, _compare, _go_live, _predict, in_cloud=False)
+    return Place(_as_it_is, _compare, _go_live, _predict, end=None)
 
 
 def kubeflow() -> Place:
     """Kubeflow Pipelines, with KServe as the place where releases go live."""
-    return Place(_as_it_is, _kserve_compare, _kserve_go_live, _predict, in_cloud=True)
+    return Place(_as_it_is, _kserve_compare, _kserve_go_live, _predict, _end)
 
 
 def vertex(machines: Machines = USUAL) -> Place:
@@ -119,7 +123,7 @@ def vertex(machines: Machines = USUAL) -> Place:
         )
         return functools.partial(job, project=named["project"], location=named["region"])
 
-    return Place(training, _compare, _google_go_live, _google_predict, in_cloud=True)
+    return Place(training, _compare, _google_go_live, _google_predict, _vertex_end)
 
 
 PLACES: dict[str, Callable[[], Place]] = {"local": local, "vertex": vertex, "kubeflow": kubeflow}
@@ -135,6 +139,14 @@ def _of(named: Named, names: tuple[str, ...]) -> Named:
 
 def _as_it_is(component: Any, named: Named) -> Any:
     return component
+
+
+def _end(named: Named) -> Any:
+    return end_of_run(project="", region="", api_endpoint="", model=named["model"])
+
+
+def _vertex_end(named: Named) -> Any:
+    return end_of_run(**_of(named, _VERTEX))
 
 
 def _compare(named: Named, compared: dict[str, Any]) -> Any:
