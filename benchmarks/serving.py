@@ -9,7 +9,11 @@ Bare LiteRT is the classifier from samples to logits in LiteRT alone, front end 
 are cores, with no server and no client beside it; what the client costs is therefore in our figure and not in the bare
 one. The release in process is the same without a server, as `twophase.release.runtime` runs it (SciPy's front end
 before LiteRT's network). FastAPI is left out where it is not installed. `--peers` are put by uv into environments of
-their own below the user's cache folder, and left out, with a line that says why, where that fails.
+their own below the user's cache folder, and left out, with a line that says why, where that fails:
+
+    uv pip install 'tensorflow-cpu>=2.20' litserve      (or bentoml, or kserve)
+
+A server whose answer is not the release's own, within `TOLERANCE`, is left out too.
 """
 
 import argparse
@@ -27,6 +31,7 @@ import statistics
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -39,6 +44,8 @@ from _report import at_least, at_most, emit, machine, row
 
 CONCURRENCY = (1, 8, 32)
 START_TIMEOUT_S = 120.0
+TOLERANCE = 0.02
+"""How far a probability may be from the release's own: the SavedModel's front end and network are not LiteRT's."""
 FASTAPI = """
 import base64, sys
 import numpy as np, tensorflow as tf, uvicorn
@@ -248,6 +255,20 @@ class Peer:
                 time.sleep(0.005)
         self.cold_s = time.perf_counter() - started
 
+    def check(self, expected: Any) -> None:
+        """Raise `RuntimeError`, and end the server, unless it answers the clip with these probabilities."""
+        body = request(self.path).partition(b"\r\n\r\n")[2]
+        asked = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{self.path}", body, {"content-type": "application/json"}
+        )
+        with urllib.request.urlopen(asked, timeout=60) as response:
+            (prediction,) = json.load(response)["predictions"]
+        found = prediction["probabilities"]
+        found = list(found.values()) if isinstance(found, dict) else found
+        if np.shape(found) != np.shape(expected) or np.abs(np.subtract(found, expected)).max() > TOLERANCE:
+            self.stop()
+            raise RuntimeError(f"answers {found}, the release {np.asarray(expected).tolist()}")
+
     def memory_mb(self) -> float:
         """Proportional memory of the whole program, divided by how many of its processes answer."""
         pss = sum(_pss(pid) for pid in [self.process.pid, *self.children()])
@@ -293,6 +314,7 @@ def run(release: Path, seconds: float = 10.0, rounds: int = 3, others: tuple[str
         if command := installed(name, release):
             path = "/v1/models/m:predict" if name == "kserve" else "/predict"
             peers[PEERS[name][0]] = (command, {"TF_USE_LEGACY_KERAS": "0"}, path)
+    expected = in_process(str(release))()
     figures: dict[tuple[str, str], list[float]] = {}
 
     def add(name: str, what: str, value: float) -> None:
@@ -307,8 +329,9 @@ def run(release: Path, seconds: float = 10.0, rounds: int = 3, others: tuple[str
         for name in list(peers):
             try:
                 peer = Peer(*peers[name])
+                peer.check(expected)
             except RuntimeError as error:
-                print(f"{name} does not start: left out ({error})", file=sys.stderr)
+                print(f"{name} does not answer as it should: left out ({error})", file=sys.stderr)
                 del peers[name]
                 continue
             add(name, "cold start", peer.cold_s)
