@@ -16,7 +16,7 @@ import pytest
 from tests.local.test_batch import ended, outputs
 from twophase.errors import TwoPhaseError
 from twophase.local.process import Address, down, up
-from twophase.local.saved_model import SavedModel
+from twophase.local.saved_model import SavedModel, rows
 from twophase.release.manifest import read
 
 V1 = "/v1/projects/p/locations/l"
@@ -151,3 +151,13 @@ def test_models_in_other_buckets_are_copied(
             assert refused.status_code == 404
             assert words in refused.text
     assert list((home / "copies").iterdir()) == []
+
+
+def test_outputs_that_are_no_rows_of_json() -> None:
+    assert rows({"a": np.array([b"x", b"\xff"], object), "b": np.eye(2)}, 2) == [
+        {"a": "x", "b": [1.0, 0.0]},
+        {"a": {"b64": "/w=="}, "b": [0.0, 1.0]},
+    ]
+    for wrong, words in ((np.zeros(2, np.complex64), "no form"), (np.zeros(3), "one row"), (np.float32(1), "one row")):
+        with pytest.raises(ValueError, match=words):
+            rows({"a": wrong}, 2)

@@ -21,7 +21,7 @@ import orjson
 
 from twophase import __version__
 from twophase.errors import TwoPhaseError
-from twophase.files import JSON
+from twophase.files import JSON, disk_error
 from twophase.local import ml
 from twophase.local.api import methods, request_of, route
 from twophase.local.artifacts import Artifacts
@@ -142,15 +142,17 @@ class Platform:
 
     async def _with_copy(self, elsewhere: Elsewhere, call: Callable[[], JSON]) -> JSON:
         """Copy in what a request names in another bucket, beside the control thread, and have it answered again."""
-        with tempfile.TemporaryDirectory(dir=self._copies) as folder:
-            aside = Path(folder)
-            await asyncio.to_thread(copy, elsewhere, aside)
 
-            def again() -> JSON:
-                with self._buckets.standing_in(elsewhere.uri, aside):
-                    return call()
+        def again(aside: Path) -> JSON:
+            with self._buckets.standing_in(elsewhere.uri, aside):
+                return call()
 
-            return await self._in_control(again)
+        try:
+            with tempfile.TemporaryDirectory(dir=self._copies) as folder:
+                await asyncio.to_thread(copy, elsewhere, Path(folder))
+                return await self._in_control(lambda: again(Path(folder)))
+        except OSError as error:
+            raise Refusal(507, str(disk_error(self._copies, error))) from None
 
     def _authenticate(self, scope: Scope) -> None:
         if header(scope, b"origin") is not None:  # what is sent to loopback in somebody's name by a page in a browser

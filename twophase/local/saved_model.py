@@ -163,6 +163,8 @@ def columns(instances: list[Any], inputs: set[str]) -> dict[str, list[Any]]:
 def rows(outputs: dict[str, Any], count: int) -> list[Any]:
     """One prediction an instance: the value of the one output, or an object of them. Raises `ValueError`."""
     for name, value in outputs.items():
+        if value.dtype.kind not in "biufO":
+            raise ValueError(f"the output {name} is {value.dtype}, for which JSON has no form")
         if value.ndim == 0 or len(value) != count:
             raise ValueError(
                 f"the output {name} has shape {list(value.shape)}, not one row for each of {count} instances"
