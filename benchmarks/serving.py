@@ -242,6 +242,7 @@ class Peer:
             [part.replace("PORT", str(self.port)) for part in command],
             env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **environment, "PORT": str(self.port)},
             start_new_session=True,
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         while True:
