@@ -23,7 +23,6 @@ import orjson
 from twophase.errors import TwoPhaseError
 from twophase.files import JSON, read_json, replacing, write_json
 from twophase.local.buckets import relative
-from twophase.local.saved_model import LoadedModel
 from twophase.release.manifest import EXTRA
 from twophase.serving.instances import LIMITS, images_of
 from twophase.serving.predictor import Predictor
@@ -121,6 +120,8 @@ def write_plan(job: Path, plan: Plan) -> None:
 def _model(plan: Plan) -> _Predict:
     folder = Path(plan.model)
     if not (folder / EXTRA / "release.json").is_file():
+        from twophase.local.saved_model import LoadedModel  # a release does not pay for what answers others
+
         saved = LoadedModel(folder)
         return lambda instance, name: saved.predict([instance])[0]
     predictor = Predictor(folder)
