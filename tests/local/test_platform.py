@@ -155,10 +155,10 @@ def test_predictions_that_nobody_should_ask_for(http: httpx.Client, releases: tu
     assert http.post(f"/v1/{endpoint}:predict", json={"instances": [lying()]}).status_code == 200
 
 
-def test_web_pages_are_refused(http: httpx.Client) -> None:
+def test_web_pages_are_refused(shared: httpx.Client) -> None:
     body, origin = {"displayName": "e"}, {"origin": "https://example.com", "content-type": "text/plain"}
-    assert http.post(f"{V1}/endpoints", json=body, headers=origin).status_code == 403
-    assert http.get(f"{V1}/endpoints").json() == {"endpoints": []}
+    assert shared.post(f"{V1}/endpoints", json=body, headers=origin).status_code == 403
+    assert shared.get(f"{V1}/endpoints").json() == {"endpoints": []}
 
 
 def test_two_thousand_idle_connections_hinder_nobody(home: Path) -> None:
