@@ -112,11 +112,10 @@ class AzureML(AzureMLJobs):
                 ManagedOnlineEndpoint(name=self.model, auth_mode="key")
             ).result()
         deployed = self._deployed()
-        if version in deployed:
-            state = _settled(lambda: self._ml.online_deployments.get(deployment(version), self.model))
-            if state == "Succeeded":
+        if version in deployed:  # made again where that failed
+            if _settled(lambda: self._ml.online_deployments.get(deployment(version), self.model)) == "Succeeded":
                 return
-        if version not in deployed and len(deployed) == DEPLOYMENTS:
+        elif len(deployed) == DEPLOYMENTS:
             raise TwoPhaseError(f"{self.model}: has {DEPLOYMENTS} deployments, Azure's limit; promote one first")
         routes = {"liveness_route": "/healthz", "readiness_route": "/healthz", "scoring_route": "/score"}
         probe = ProbeSettings(initial_delay=5, period=5, timeout=2, failure_threshold=30)
@@ -144,9 +143,9 @@ class AzureML(AzureMLJobs):
     @in_words
     def detach(self, version: str) -> None:
         """Delete the deployment; Azure refuses one that has traffic. The last one takes the endpoint with it."""
-        if self._endpoint() is None:
-            return
         endpoint = self._endpoint()
+        if endpoint is None:
+            return
         if deployment(version) in (endpoint.mirror_traffic or {}):
             endpoint.mirror_traffic = {}
             self._ml.online_endpoints.begin_create_or_update(endpoint).result()
