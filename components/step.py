@@ -32,12 +32,19 @@ GRACE_S = 10.0
 @contextmanager
 def step(name: str, workdir: str = "") -> Iterator[progress.Step]:
     """Do a step's work, in `workdir` where it needs one; errors are said as `twophase.progress.step` says them."""
-    with progress.step(name) as say, ExitStack() as during:
-        during.enter_context(_ending_in_order())
-        during.enter_context(_while_read())
-        if workdir and os.environ.get(HELD) != workdir:
-            during.enter_context(shared(Path(workdir)))
-        yield say
+    try:
+        with progress.step(name) as say, ExitStack() as during:
+            during.enter_context(_ending_in_order())
+            during.enter_context(_while_read())
+            if workdir and os.environ.get(HELD) != workdir:
+                during.enter_context(shared(Path(workdir)))
+            yield say
+    except _ToldToEnd:
+        os._exit(128 + signal.SIGTERM)  # an interpreter with TensorFlow in it takes seconds to end
+
+
+class _ToldToEnd(BaseException):
+    """What SIGTERM raises."""
 
 
 @contextmanager
@@ -45,7 +52,7 @@ def _ending_in_order() -> Iterator[None]:
     """Make an exception of SIGTERM."""
 
     def end(*_: object) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
+        raise _ToldToEnd
 
     before = signal.signal(signal.SIGTERM, end)
     try:
