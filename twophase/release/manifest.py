@@ -33,7 +33,7 @@ class ReleaseError(TwoPhaseError):
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """The gate threshold and what it did on validation data, on which it was chosen."""
+    """Gate threshold and classifier rejection, and what they did on validation data, on which they were chosen."""
 
     threshold: float
     """A clip is escalated when the mean logit of its audible windows is at least this."""
@@ -46,8 +46,12 @@ class OperatingPoint:
     escalation_rate: float
     """Share of all validation clips that are let through."""
     intervals: dict[str, list[float]] = field(default_factory=dict)
-    """The 95 % interval, [low, high], of each of the three shares for other clips of this kind, the threshold being
-    what it is; releases before this field have none."""
+    """The 95 % interval, [low, high], of each of the three shares, and of `cost`, for other clips of this kind, the
+    point being what it is; releases before this field have none."""
+    rejection: float = 0.0
+    """The answer is `NONE` when the probability of the best label is below this; releases before this field have 0."""
+    cost: float | None = None
+    """Mean cost of a validation clip where costs chose the point, in the unit in which they were given."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +88,11 @@ def front_end_json() -> dict[str, Any]:
     return {**asdict(FRONT_END), "fingerprint": FRONT_END.fingerprint}
 
 
-def release_id(labels: tuple[str, ...], computes: dict[str, str], threshold: float) -> str:
-    """`r-<12 hex>` of what a pair computes."""
+def release_id(labels: tuple[str, ...], computes: dict[str, str], threshold: float, rejection: float = 0.0) -> str:
+    """`r-<12 hex>` of what a pair computes; without a rejection the same as before there was one."""
     what = {"labels": list(labels), "front_end": front_end_json(), "computes": computes, "threshold": repr(threshold)}
+    if rejection:
+        what["rejection"] = repr(rejection)
     return "r-" + digest_of(what)[:12]
 
 

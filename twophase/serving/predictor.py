@@ -36,10 +36,16 @@ class Predictor:
         return self.manifest.id
 
     def predict_images(self, images: Image) -> dict[str, Any]:
-        """One prediction from a clip's images, uint8 [n >= 1, frames, mels]."""
+        """One prediction from a clip's images, uint8 [n >= 1, frames, mels].
+
+        Its label is none of these where the best one is less probable than the release's rejection; its confidence is
+        the probability of the label that it gives.
+        """
         p = self._classifier.image_probabilities(images)
         best = int(p.argmax())
         values = p.tolist()
+        if values[best] < self.manifest.operating_point.rejection:
+            best = -1
         return {
             "label": self.labels[best],
             "confidence": values[best],
