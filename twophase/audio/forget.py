@@ -3,9 +3,10 @@
     WORKDIR/forgotten.jsonl    one line a wish: digests of the clips, and of the group or label that was named
 
 The wish is kept first and honoured by every later run, also for clips of that group or label that come later; it holds
-digests, not names. Then the images go, of every front end and also out of a shared store, and whatever lists the clips.
-A crash in between leaves the wish: forgetting again does the rest. The user's own files are not touched. Models that
-learned from the clips remain until they are trained again and their releases deleted: `carriers` names them.
+digests, not names. Then the images go, of every front end and also out of a shared store, and whatever names, shows or
+plays clips; so do all reports, which play test clips, those of earlier releases too. The list by which clips are known
+goes last: after a crash, forgetting again does the rest. The user's own files are not touched. Models that learned from
+the clips remain until they are trained again and their releases deleted: `carriers` names them.
 """
 
 import csv
@@ -24,8 +25,8 @@ from twophase.files import digest, locked, read_json, replacing
 
 WISHES = "forgotten.jsonl"
 
-LISTS = ("shards", "evaluations", "pipeline", "run.log", DIGESTS, FETCHED, "set")
-"""What a workdir holds that names clips and is made again by the next run."""
+LISTS = ("reports", "evaluations", "pipeline", "run.log", DIGESTS, FETCHED, "set", "shards")
+"""What a workdir holds that names clips, shows or plays them; last `shards`, by which `forget` knows them."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def forget(workdir: Path, wish: str) -> Forgotten:
                 "it, the start of its digest, a group or a label"
             )
         digests = {c.sha256 for c in clips}
-        whole = [] if any(wish == c.name or c.sha256.startswith(wish) for c in clips) else [_secret(wish)]
+        whole = [_secret(wish)] if any(wish in (c.group, c.label) for c in clips) else []
         with replacing(workdir / WISHES, "w") as file:
             known = (workdir / WISHES).read_text("utf-8") if (workdir / WISHES).is_file() else ""
             file.write(known + json.dumps({"clips": sorted(digests), "named": whole}) + "\n")
