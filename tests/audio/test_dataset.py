@@ -74,6 +74,21 @@ def test_a_table_names_labels_groups_and_splits(folder: Path) -> None:
     assert by_name(found) == {"label-0/00.wav": ("A", "g1"), "label-0/01.wav": ("A", "g1"), "label-1/02.wav": ("B", "")}
     assert sorted(c.split for c in found.clips) == ["train", "validation", "validation"]
     assert find_clips(folder)[0] == list(found.clips)
+    assert found.skipped == ()  # a table that is named among others means no other clips
+
+
+def test_clips_beside_the_table_of_a_folder_are_named_as_left_out(folder: Path) -> None:
+    write_table(folder, [{"fname": f"label-{i}/00.wav", "label": "A"} for i in range(3)])
+    (folder / "label-1" / "notes.txt").write_text("x")
+    write_tar(folder / "more.tar", {"A/a.wav": b"RIFF"})
+    clips, skipped = find_clips(folder)
+    assert len(clips) == 3
+    assert {name for name, _ in skipped} == {
+        "more.tar",
+        *(f"label-{i}/{j:02d}.wav" for i in range(3) for j in range(1, 12)),
+    }
+    for name in ("label-1/01.wav", "more.tar"):
+        assert dict(skipped)[name].startswith("is not named in labels.csv")
 
 
 def test_files_of_a_table_are_found_anywhere_below_it(tmp_path: Path) -> None:

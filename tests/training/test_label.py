@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,45 @@ def test_verified_answers_reach_the_next_run_and_others_do_not(folder: Path, tmp
     }
     assert all((after[n].group, after[n].split) == (c.group, c.split) for n, c in before.items())
     assert merge(folder, sheet) == 0
+
+
+def answered(folder: Path, labels: dict[str, str]) -> Path:
+    fill(folder.with_suffix(".sheet"), labels, list(find_clips(folder)[0]))
+    return folder.with_suffix(".sheet")
+
+
+def test_folders_of_labels_become_a_table_and_what_comes_later_is_named(folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "folders"
+    for i, name in enumerate(("Cello/0.wav", "Flute/0.wav", "Rain/2.wav")):
+        (data / name).parent.mkdir(parents=True)
+        shutil.copy(folder / f"{i}.wav", data / name)
+    before = {c.name: c for c in find_clips(data)[0]}
+    assert merge(data, answered(data, {"Flute/0.wav": "Rain"})) == 1
+    shutil.copy(folder / "3.wav", data / "Cello" / "3.wav")
+    after, left_out = find_clips(data)
+    assert {c.name: c.label for c in after} == {"Cello/0.wav": "Cello", "Flute/0.wav": "Rain", "Rain/2.wav": "Rain"}
+    assert {c.name: c.split for c in after} == {name: c.split for name, c in before.items()}
+    assert [name for name, why in left_out if "is not named in labels.csv" in why] == ["Cello/3.wav"]
+
+
+def test_a_table_of_another_name_takes_the_answers_itself(folder: Path) -> None:
+    table = (folder / "labels.csv").rename(folder / "mine.csv")
+    assert merge(table, answered(table, {"0.wav": "Flute"})) == 1
+    assert {c.name: c.label for c in find_clips(table)[0]}["0.wav"] == "Flute"
+    assert not (folder / "labels.csv").exists()
+
+
+@pytest.mark.parametrize("which", ["", "clips.tar"])
+def test_answers_about_clips_in_tars_are_refused(folder: Path, tmp_path: Path, which: str) -> None:
+    data = tmp_path / "tars"
+    (data / "Cello").mkdir(parents=True)
+    shutil.copy(folder / "1.wav", data / "Cello" / "1.wav")
+    with tarfile.open(data / "clips.tar", "w") as tar:
+        tar.add(folder / "0.wav", "Flute/0.wav")
+    before = sorted(data.rglob("*"))
+    with pytest.raises(TwoPhaseError, match=r"clips.tar/Flute/0.wav is in a tar.*unpack"):
+        merge(data / which, answered(data / which, {"clips.tar/Flute/0.wav": "Rain"}))
+    assert {p.name for p in data.rglob("*")} - {"clips.sheet"} == {p.name for p in before}
 
 
 @pytest.mark.parametrize(("labels", "words"), [({"0.wav": " "}, "has no label"), ({"7.wav": "Rain"}, "is not below")])

@@ -3,7 +3,8 @@
 A data folder, or a bucket's prefix, holds one of three layouts, and maybe `wanted.txt`: the labels that the gate lets
 through, one a line.
 
-    labels.csv       `fname,label,manually_verified[,group][,split]`, the columns of FSDKaggle2018, above the clips
+    labels.csv       `fname,label,manually_verified[,group][,split]`, the columns of FSDKaggle2018, above the clips;
+                     clips that it does not name are left out, and said to be
     label/clip       files in folders
     *.tar            WebDataset shards, also beside such folders: `key.wav` with `key.cls` or `key.txt` (its label) or
                      `key.json` (`label[,group][,split]`), or `label/key.wav` alone; uncompressed, read in place
@@ -89,7 +90,7 @@ def read_source(source: Path | str, wanted: Sequence[str] | None = None, workdir
     Raises as `find_clips` does, and `UsageError` when `wanted` does not fit the labels.
     """
     clips, skipped = find_clips(source, workdir)
-    return Dataset(clips, _wanted(_place(str(source))[0], wanted, {c.label for c in clips}), tuple(skipped))
+    return Dataset(clips, _wanted(place_of(source)[0], wanted, {c.label for c in clips}), tuple(skipped))
 
 
 def find_clips(source: Path | str, workdir: Path | None = None) -> tuple[Clips, list[tuple[str, str]]]:
@@ -98,7 +99,7 @@ def find_clips(source: Path | str, workdir: Path | None = None) -> tuple[Clips, 
     `workdir` is where digests are kept between readings. Raises `TwoPhaseError` when there is nothing to read, a named
     file is missing, a bucket refuses, or clips stand on both sides.
     """
-    place, table = _place(str(source))
+    place, table = place_of(source)
     files = sources.listing(place)
     top = []
     for file in files:  # a folder's files come before what is below it
@@ -107,8 +108,10 @@ def find_clips(source: Path | str, workdir: Path | None = None) -> tuple[Clips, 
             break
     files = itertools.chain(top, files)
     skipped: list[tuple[str, str]] = []
-    if table.endswith(".csv") or (not table and any(f.name == TABLE for f in top)):
-        rows = _from_csv(table or TABLE, place, files)
+    if table.endswith(".csv"):
+        rows = _from_csv(table, place, files, [])  # who names a table among several means no other clips
+    elif not table and any(f.name == TABLE for f in top):
+        rows = _from_csv(TABLE, place, files, skipped)
     elif table:
         rows = _from_tar(next((f for f in files if f.name == table), Found(table, f"{place}/{table}", "")), skipped)
     else:
@@ -120,6 +123,25 @@ def find_clips(source: Path | str, workdir: Path | None = None) -> tuple[Clips, 
             "key.wav and key.cls are accepted"
         )
     return clips, skipped
+
+
+def place_of(source: Path | str) -> tuple[str, str]:
+    """The folder or prefix of a source, and the name of the one file in it that is meant (or an empty one).
+
+    Raises `TwoPhaseError` when it is neither.
+    """
+    source = str(source)
+    if sources.is_url(source):
+        folder, _, last = source.rstrip("/").rpartition("/")
+        return (folder, last) if last.endswith((".csv", ".tar")) else (source.rstrip("/"), "")
+    path = Path(source).expanduser().resolve()
+    if path.is_file() and path.suffix.lower() in (".csv", ".tar"):
+        return str(path.parent), path.name
+    if path.is_dir():
+        return str(path), ""
+    raise TwoPhaseError(
+        f"{source}: is no folder and no .csv or .tar file; give a folder of label/clip files, a labels.csv or a tar"
+    )
 
 
 def parse_wanted(text: str) -> tuple[str, ...]:
@@ -175,21 +197,6 @@ class _Row:
     split: str | None = None
 
 
-def _place(source: str) -> tuple[str, str]:
-    """The folder or prefix of a source, and the name of the one file in it that is meant (or an empty one)."""
-    if sources.is_url(source):
-        folder, _, last = source.rstrip("/").rpartition("/")
-        return (folder, last) if last.endswith((".csv", ".tar")) else (source.rstrip("/"), "")
-    path = Path(source).expanduser().resolve()
-    if path.is_file() and path.suffix.lower() in (".csv", ".tar"):
-        return str(path.parent), path.name
-    if path.is_dir():
-        return str(path), ""
-    raise TwoPhaseError(
-        f"{source}: is no folder and no .csv or .tar file; give a folder of label/clip files, a labels.csv or a tar"
-    )
-
-
 def _from_folders(files: Iterable[Found], skipped: list[tuple[str, str]]) -> Iterator[_Row]:
     for file in files:
         is_clip = PurePosixPath(file.name).suffix.lower() in SUFFIXES
@@ -242,7 +249,7 @@ def _sidecar(kinds: dict[str, Found]) -> dict[str, Any]:
     return {}
 
 
-def _from_csv(name: str, place: str, files: Iterable[Found]) -> Iterator[_Row]:
+def _from_csv(name: str, place: str, files: Iterable[Found], skipped: list[tuple[str, str]]) -> Iterator[_Row]:
     by_path = {f.name: f for f in files}
     table = by_path.get(name)
     if table is None:
@@ -261,6 +268,7 @@ def _from_csv(name: str, place: str, files: Iterable[Found]) -> Iterator[_Row]:
     by_name: dict[str, list[Found]] = defaultdict(list)
     for listed in by_path.values():
         by_name[PurePosixPath(listed.name).name].append(listed)
+    named = set()
     for number, row in enumerate(reader, start=2):
         where = f"{table.location}: line {number}"
         fname, label = (row["fname"] or "").strip(), (row["label"] or "").strip()
@@ -273,7 +281,11 @@ def _from_csv(name: str, place: str, files: Iterable[Found]) -> Iterator[_Row]:
         if fname not in by_path and len(same) > 1:
             raise TwoPhaseError(f"{where}: {fname} is there {len(same)} times below {place}; name it by its path")
         group = (row.get("group") or "").strip() or None
+        named.add(found.name)
         yield _Row(found, label, group, _split(row.get("split"), where))
+    for other in by_path:
+        if other not in named and PurePosixPath(other).suffix.lower() in (*SUFFIXES, ".tar"):
+            skipped.append((other, f"is not named in {name}, which alone says what clips there are; add it there"))
 
 
 def _split(text: str | None, where: str) -> str | None:

@@ -3,8 +3,9 @@
     SHEET.csv     fname,label,manually_verified,group,split,suggestion,why    the most worth first
 
 A person listens from the top, corrects `label` where it is wrong or missing, and puts 1 into `manually_verified`.
-`merge` takes the lines so marked into the data folder's `labels.csv`, which the next run reads; other lines change
-nothing.
+`merge` takes the lines so marked into the table of the data (the CSV file that was given, or `labels.csv`), which the
+next run reads; other lines change nothing. Where folders were the labels, the table is made and takes their place:
+what is put into them later must be added to it, and is named as left out until then.
 
 Test clips are never chosen by what the models answered: a test set that is put right only where they were wrong would
 flatter them. They come up in the audit alone, clips drawn by chance from those that the gate stopped, which no answer
@@ -20,7 +21,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from twophase.audio import sources
-from twophase.audio.dataset import TABLE, Clip, find_clips, split_of
+from twophase.audio.dataset import TABLE, Clip, find_clips, place_of, split_of
 from twophase.audio.decode import SUFFIXES
 from twophase.audio.frontend import Floats
 from twophase.errors import TwoPhaseError
@@ -46,10 +47,10 @@ class Choice:
     why: str
 
 
-def choose(release: Path, data: Path, count: int, progress: Callable[[int, int], object]) -> list[Choice]:
-    """Up to `count` clips of a data folder to listen to, the most worth first, one of a group.
+def choose(release: Path, data: Path | str, count: int, progress: Callable[[int, int], object]) -> list[Choice]:
+    """Up to `count` clips of a data folder, table or URL to listen to, the most worth first, one of a group.
 
-    Candidates are its labelled clips and, where it has a `labels.csv`, the clips below it that this does not name.
+    Candidates are its labelled clips and, where a table has the labels, the clips beside it that this does not name.
     Those that a person has verified before count half.
     """
     found = manifest.verify(release)
@@ -98,24 +99,28 @@ def write(sheet: Path, choices: Iterable[Choice]) -> None:
             writer.writerow((clip.name, clip.label, 0, group, clip.split, found.suggestion, found.why))
 
 
-def merge(data: Path, sheet: Path) -> int:
-    """Take the verified lines of a sheet into the `labels.csv` of `data`; return how many labels that changed or gave.
+def merge(data: Path | str, sheet: Path) -> int:
+    """Take the verified lines of a sheet into the table of `data`; return how many labels that changed or gave.
 
     Clips keep their group and split. Raises `TwoPhaseError`, and changes nothing, when a verified line has no label or
-    names a clip that is not there.
+    names a clip that is not there, or the labels are in tars.
     """
     answers = {row["fname"]: row for row in _read(sheet) if row.get("manually_verified", "").strip() == "1"}
-    clips = {c.name: c for c in [*find_clips(data)[0], *_unlabelled(data)]}
+    labelled, rows = find_clips(data)[0], _table(data)
+    clips = {c.name: c for c in [*labelled, *_unlabelled(data)]}
     for name, row in answers.items():
         if name not in clips:
             raise TwoPhaseError(f"{sheet}: names {name}, which is not below {data}; take that line out")
         if not row["label"].strip():
             raise TwoPhaseError(f"{sheet}: {name} is verified and has no label; give one, or put 0 for unheard")
-    rows = _table(data) or [
-        {"fname": c.name, "label": c.label, "manually_verified": "0", "split": c.split}
-        for c in clips.values()
-        if c.label
-    ]
+    inside = next((c.name for c in labelled if ".tar#" in c.path), None)
+    if inside is not None:
+        raise TwoPhaseError(
+            f"{data}: {inside} is in a tar, and no table can name what is in one; correct the labels in the tar "
+            "(key.cls or key.json), or unpack the tars into folders of labels first"
+        )
+    if not rows:
+        rows = [{"fname": c.name, "label": c.label, "manually_verified": "0", "split": c.split} for c in labelled]
     of_file = {PurePosixPath(name).name: name for name in clips}
     changed = 0
     for row in rows:
@@ -124,11 +129,18 @@ def merge(data: Path, sheet: Path) -> int:
             changed += row["label"] != answer["label"].strip()
             row.update(label=answer["label"].strip(), manually_verified="1")
     rows += [{name: answer.get(name, "").strip() for name in _COLUMNS} for answer in answers.values()]
-    with replacing(data / TABLE, "w") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys([*rows[0], *_COLUMNS])), restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys([*rows[0], *_COLUMNS])), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    sources.write(table_of(data), text.getvalue().encode())
     return changed + len(answers)
+
+
+def table_of(data: Path | str) -> str:
+    """Where the table of a data folder, CSV file or URL of one is, or would be."""
+    place, name = place_of(data)
+    return f"{place}/{name if name.endswith('.csv') else TABLE}"
 
 
 def _worth(given: Answers, passed: "np.ndarray[tuple[int], np.dtype[np.bool_]]") -> tuple[Floats, list[str]]:
@@ -154,13 +166,13 @@ def _one_of_a_group(clips: tuple[Clip, ...], order: Iterable[int], count: int, t
     return chosen
 
 
-def _unlabelled(data: Path) -> list[Clip]:
-    """The clips below a folder that its `labels.csv` does not name; none where the folders are the labels."""
+def _unlabelled(data: Path | str) -> list[Clip]:
+    """The clips beside a table that it does not name; none where there is no table."""
     named = {row["fname"] for row in _table(data)}
     if not named:
         return []
     clips = []
-    for file in sources.listing(str(data.resolve())):
+    for file in sources.listing(place_of(data)[0]):
         path = PurePosixPath(file.name)
         if path.suffix.lower() in SUFFIXES and not {file.name, path.name} & named:
             sha = digest(sources.read(file.location))
@@ -168,15 +180,27 @@ def _unlabelled(data: Path) -> list[Clip]:
     return clips
 
 
-def _table(data: Path) -> list[_Row]:
-    return _read(data / TABLE) if (data / TABLE).is_file() else []
-
-
-def _read(path: Path) -> list[_Row]:
+def _table(data: Path | str) -> list[_Row]:
+    """The lines of the table of `data`; none where there is no table."""
+    if place_of(data)[1].endswith(".tar"):
+        return []
     try:
-        reader = csv.DictReader(io.StringIO(path.read_text("utf-8-sig"), newline=""))
-    except (OSError, UnicodeDecodeError) as error:
-        raise TwoPhaseError(f"{path}: cannot be read ({error}); give a UTF-8 file with commas") from None
+        return _rows(table_of(data), sources.read(table_of(data)))
+    except sources.Unreachable as error:
+        if error.gone:
+            return []
+        raise
+
+
+def _read(sheet: Path) -> list[_Row]:
+    return _rows(str(sheet), sources.read(str(sheet)))
+
+
+def _rows(name: str, content: bytes) -> list[_Row]:
+    try:
+        reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""))
+    except UnicodeDecodeError as error:
+        raise TwoPhaseError(f"{name}: is no UTF-8 text ({error.reason}); give a UTF-8 file with commas") from None
     if not {"fname", "label"} <= set(reader.fieldnames or ()):
-        raise TwoPhaseError(f"{path}: lacks fname or label; the columns {', '.join(_COLUMNS)} are accepted")
+        raise TwoPhaseError(f"{name}: lacks fname or label; the columns {', '.join(_COLUMNS)} are accepted")
     return [{name: value or "" for name, value in row.items() if name} for row in reader]
