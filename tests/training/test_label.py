@@ -66,8 +66,19 @@ def test_one_of_a_group_and_never_more_than_asked_for() -> None:
 def test_the_audit_draws_from_what_the_gate_stopped_also_test_clips() -> None:
     stopped = ("Rain", "test", -3.0, (0.0, 0.0, 1.0))
     found = chosen(answers(*[CLOSE] * 9, stopped), 5)
-    assert found[9].why.startswith("drawn by chance")
+    assert found[9].why == "drawn by chance from the test clips"
     assert len(found) == 5
+
+
+def test_a_test_clip_is_drawn_whatever_the_models_answered() -> None:
+    """Or putting labels right would take what the gate misses out of the test set, and nothing else."""
+    scores = np.random.default_rng(0).permutation(np.linspace(-3, 3, 40))
+    drawn = [
+        set(chosen(answers(*[("Flute", "test", float(s), (p, 0.9 - p, 0.1)) for s in given]), 50))
+        for given, p in ((scores, 0.9), (-scores, 0.1), (np.full(40, 3.0), 0.5), (np.full(40, -3.0), 0.5))
+    ]
+    assert len(drawn[0]) == 10
+    assert all(found == drawn[0] for found in drawn)
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ next run reads; other lines change nothing. Where folders were the labels, the t
 what is put into them later must be added to it, and is named as left out until then.
 
 Test clips are never chosen by what the models answered: a test set that is put right only where they were wrong would
-flatter them. They come up in the audit alone, clips drawn by chance from those that the gate stopped, which no answer
-of the classifier would ever bring to light. Both files are written whole or not at all.
+flatter them. They come up in the audit alone, drawn by chance from all test clips, whatever the gate did with them;
+beside them it draws other clips that the gate stopped, which no answer of the classifier would ever bring to light.
+Both files are written whole or not at all.
 """
 
 import csv
@@ -31,7 +32,7 @@ from twophase.release.manifest import EXTRA, NONE
 from twophase.training.answers import Answers, ask
 
 AUDIT = 5
-"""One line in so many is drawn by chance from what the gate stopped."""
+"""One line in so many is drawn by chance."""
 
 _COLUMNS = ("fname", "label", "manually_verified", "group", "split")
 _Row = dict[str, str]
@@ -80,11 +81,14 @@ def rank(
     worth = np.where(verified, worth / 2, worth)
     tested = np.array([c.split == "test" for c in given.clips], bool)
     by_worth = [i for i in np.argsort(-worth, kind="stable") if not tested[i] and worth[i] > 0]
-    by_chance = [i for i in np.argsort([c.sha256 for c in given.clips]) if not passed[i] and not verified[i]]
+    drawn = ~verified & (tested | ~passed)
+    by_chance = [i for i in np.argsort([c.sha256 for c in given.clips]) if drawn[i]]
     audited = _one_of_a_group(given.clips, by_chance, count // AUDIT, set())
     groups = {given.clips[i].group for i in audited}
     chosen = _one_of_a_group(given.clips, by_worth, count - len(audited), groups)
-    reasons = {**{i: why[i] for i in chosen}, **dict.fromkeys(audited, "drawn by chance from what the gate stopped")}
+    reasons = {i: why[i] for i in chosen}
+    for i in audited:
+        reasons[i] = f"drawn by chance from {'the test clips' if tested[i] else 'what the gate stopped'}"
     return [Choice(given.clips[i], given.names[named[i]], reason) for i, reason in reasons.items()]
 
 
