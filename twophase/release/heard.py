@@ -10,9 +10,10 @@ from pathlib import Path
 
 from twophase.audio.dataset import Clip
 from twophase.files import digest
-from twophase.release.manifest import EXTRA
+from twophase.release.manifest import EXTRA, ReleaseError
 
 HEARD = f"{EXTRA}/heard.csv"
+_COLUMNS = ("clip", "group", "split")
 
 Line = tuple[str, str, str]
 
@@ -26,14 +27,23 @@ def write(release: Path, lines: Iterable[Line]) -> None:
     """Write `heard.csv` into a release that is being made."""
     with (release / HEARD).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("clip", "group", "split"))
+        writer.writerow(_COLUMNS)
         writer.writerows(sorted(set(lines)))
 
 
 def read(release: Path) -> set[Line]:
-    """The lines of a release's `heard.csv`."""
-    with (release / HEARD).open(newline="", encoding="utf-8") as file:
-        return {(row["clip"], row["group"], row["split"]) for row in csv.DictReader(file)}
+    """The lines of a release's `heard.csv`. Raises `ReleaseError` when it has none, or not a whole one."""
+    try:
+        with (release / HEARD).open(newline="", encoding="utf-8") as file:
+            head, *lines = csv.reader(file, strict=True)
+            if tuple(head) == _COLUMNS:
+                return {(clip, group, split) for clip, group, split in lines}
+    except (OSError, ValueError, csv.Error):
+        pass
+    raise ReleaseError(
+        f"{release}: has no whole {HEARD}, so nobody knows which clips it has heard; "
+        "take an untouched copy of the release, or export it again"
+    )
 
 
 def unheard(release: Path, clips: Sequence[Clip], splits: Sequence[str] = ("train", "validation")) -> list[Clip]:
