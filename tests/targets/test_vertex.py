@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,4 +113,5 @@ def test_the_verdict_is_on_clips_that_the_champion_has_not_heard(tiny_pair, tiny
     copy = Path(shutil.copytree(tiny_release, tmp_path / "copy"))
     lines = heard.read_text() + "".join(f"{c.sha256[:16]},x,train\n" for c in judged.test.clips)
     (copy / "assets.extra/heard.csv").write_text(lines)
+    manifest.write(copy, replace(manifest.read(copy), digests=manifest.files_of(copy)))
     assert "has heard every test clip" in against_champion(judged, challenger, copy).words

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from twophase.audio import sources
 from twophase.audio.dataset import Clip
 from twophase.audio.decode import BadClip, decode
-from twophase.audio.frontend import Floats
+from twophase.audio.frontend import FRONT_END, Floats, FrontEnd
+from twophase.audio.windows import audible, cut
 from twophase.files import replacing
 from twophase.release.runtime import Classifier, Gate
 from twophase.training.conditions import Field
@@ -70,8 +71,13 @@ def ask(
     clips: Sequence[Clip],
     report: Report = lambda n: None,
     condition: str = "clean",
+    front_end: FrontEnd = FRONT_END,
 ) -> Answers:
-    """Ask both exported models about every clip, as heard under a condition (see conditions.py), on all cores."""
+    """Ask both exported models about every clip, as heard under a condition (see conditions.py), on all cores.
+
+    `front_end` is the one that the models were made for. A clip's gate score is the mean logit of its audible windows,
+    as in `runtime.Gate.clip_score`.
+    """
     local = threading.local()
     heard = Field(condition, clips, names[:-1])
 
@@ -83,7 +89,10 @@ def ask(
             pcm = heard(clip, decode(data, clip.name))
         except (BadClip, sources.Unreachable) as error:
             return error.reason
-        return local.pair[0].clip_score(pcm), local.pair[1].clip_probabilities(pcm), len(data)
+        windows = cut(pcm, front_end)
+        windows = windows[audible(windows)]
+        score = float(local.pair[0].scores(windows).mean())
+        return score, local.pair[1].image_probabilities(front_end.images(windows)), len(data)
 
     good: list[tuple[Clip, float, Floats, int]] = []
     bad: list[tuple[str, str]] = []

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from twophase.audio.dataset import Clip, find_clips
+from twophase.audio.frontend import FRONT_END
 from twophase.display import table
 from twophase.errors import TwoPhaseError
 from twophase.files import new_directory
@@ -67,11 +68,14 @@ def tune(release: Path, data: Path, rule: str, progress: Progress) -> dict[str, 
     return {"release": str(target), "release_id": name, "operating_point": point.__dict__}
 
 
-def compare(challenger: Path, champion: Path, data: Path, progress: Progress) -> comparison.Verdict:
-    """The verdict on two releases over the clips of `data` that neither has heard."""
-    new, old = _verified(challenger), _verified(champion)
-    if new.labels != old.labels:
-        raise TwoPhaseError(f"{new.id} and {old.id} name different labels, so there is no comparing them")
+def compare(champion: Path, challenger: Path, data: Path, progress: Progress) -> comparison.Verdict:
+    """Is the second release better than the first, over the clips of `data` that neither has heard?"""
+    old, new = manifest.verify(champion), manifest.verify(challenger)
+    if not set(new.labels) & set(old.labels):
+        raise TwoPhaseError(f"{new.id} and {old.id} have no label in common, so there is no comparing them")
+    for found, other in ((new, old), (old, new)):
+        if comparison.front_end_of(other) is None:
+            return comparison.not_comparable(found, other)
     clips = unheard(champion, unheard(challenger, find_clips(data)[0]))
     if not clips:
         raise TwoPhaseError(f"{data}: has no clip that neither {new.id} nor {old.id} learned from; give others")
@@ -79,7 +83,8 @@ def compare(challenger: Path, champion: Path, data: Path, progress: Progress) ->
     theirs = _answers(champion, old, clips, lambda done, _: progress(done, count))
     ours = _answers(challenger, new, clips, lambda done, _: progress(done + len(clips), count))
     return comparison.compare(
-        ours, new.operating_point.threshold, theirs, old.operating_point.threshold, new.id, old.id
+        comparison.Side(new.id, ours, new.operating_point.threshold),
+        comparison.Side(old.id, theirs, old.operating_point.threshold),
     )
 
 
@@ -123,8 +128,9 @@ def _answers(
         done += n
         progress(done, len(clips))
 
-    extra = release / EXTRA
-    return ask(extra / "gate.tflite", extra / "classifier.tflite", (*found.labels, NONE), clips, report, condition)
+    extra, front_end = release / EXTRA, comparison.front_end_of(found) or FRONT_END
+    files = extra / "gate.tflite", extra / "classifier.tflite"
+    return ask(*files, (*found.labels, NONE), clips, report, condition, front_end)
 
 
 def _verified(release: Path) -> Manifest:
