@@ -5,7 +5,19 @@ from typing import Annotated
 
 import typer
 
-from twophase.cli.options import WORKDIR, AsJson, Cost, DataDir, Recall, Release, Workdir, print_json, progress, rule
+from twophase.cli.options import (
+    WORKDIR,
+    AsJson,
+    Cost,
+    DataPlace,
+    Recall,
+    Release,
+    Workdir,
+    data_place,
+    print_json,
+    progress,
+    rule,
+)
 
 app = typer.Typer()
 
@@ -13,13 +25,13 @@ app = typer.Typer()
 @app.command()
 def evaluate(
     release: Release,
-    data: DataDir,
+    data: DataPlace,
     as_json: AsJson = False,
 ) -> None:
     """Gate, classifier and the pair on labelled clips; what the release learned from is left out."""
     from twophase.training.examine import examine, show
 
-    found = examine(release, data, progress("ask about clips"))
+    found = examine(release, data_place(data), progress("ask about clips"))  # type: ignore[arg-type]  # takes URLs
     if as_json:
         print_json(found)
     else:
@@ -27,11 +39,11 @@ def evaluate(
 
 
 @app.command()
-def tune(release: Release, data: DataDir, recall: Recall = None, cost: Cost = "", as_json: AsJson = False) -> None:
+def tune(release: Release, data: DataPlace, recall: Recall = None, cost: Cost = "", as_json: AsJson = False) -> None:
     """Choose another threshold on validation clips, without training: makes a new release beside the old."""
     from twophase.training.examine import tune as tuned
 
-    found = tuned(release, data, rule(recall, cost), progress("tune"))
+    found = tuned(release, data_place(data), rule(recall, cost), progress("tune"))  # type: ignore[arg-type]  # takes URLs
     if as_json:
         print_json(found)
     else:
@@ -40,17 +52,17 @@ def tune(release: Release, data: DataDir, recall: Recall = None, cost: Cost = ""
 
 @app.command()
 def compare(
-    challenger: Annotated[Path, typer.Argument(metavar="RELEASE")],
-    champion: Annotated[Path, typer.Argument(metavar="RELEASE")],
-    data: DataDir,
+    champion: Annotated[Path, typer.Argument(metavar="RELEASE", help="What there is.")],
+    challenger: Annotated[Path, typer.Argument(metavar="RELEASE", help="What may take its place.")],
+    data: DataPlace,
     as_json: AsJson = False,
 ) -> None:
-    """Is the first release better than the second, worse, or not shown to be either?"""
+    """Is the second release better than the first, worse, or not shown to be either? Overall and by label."""
     from twophase.training.examine import compare as compared
 
-    verdict = compared(challenger, champion, data, progress("compare"))
+    verdict = compared(champion, challenger, data_place(data), progress("compare"))  # type: ignore[arg-type]  # takes URLs
     if as_json:
-        print_json({"verdict": verdict.name, "words": verdict.words})
+        print_json({"verdict": verdict.name, "words": verdict.words, "labels": verdict.labels})
     else:
         typer.echo(verdict.words)
 
