@@ -1,7 +1,7 @@
 """What the exported pair answers to labelled clips: the raw material of every figure.
 
 Clips are decoded again and go through the exported files (`release/runtime.py`), front end and quantisation included:
-what is measured is what is shipped. Clips that cannot be decoded are named and left out.
+what is measured is what is shipped. Clips that cannot be decoded, or are not there any more, are named and left out.
 """
 
 import json
@@ -76,7 +76,7 @@ def ask(
     """Ask both exported models about every clip, as heard under a condition (see conditions.py), on all cores.
 
     `front_end` is the one that the models were made for. A clip's gate score is the mean logit of its audible windows,
-    as in `runtime.Gate.clip_score`.
+    as in `runtime.Gate.clip_score`. Raises `sources.Unreachable` when a clip cannot be read now and may be later.
     """
     local = threading.local()
     heard = Field(condition, clips, names[:-1])
@@ -87,7 +87,11 @@ def ask(
         try:
             data = sources.read(clip.path)
             pcm = heard(clip, decode(data, clip.name))
-        except (BadClip, sources.Unreachable) as error:
+        except BadClip as error:
+            return error.reason
+        except sources.Unreachable as error:
+            if not error.gone:  # figures on what is left would be kept for good
+                raise
             return error.reason
         windows = cut(pcm, front_end)
         windows = windows[audible(windows)]

@@ -57,7 +57,11 @@ class Field:
         chosen = choices[rng.integers(len(choices))]
         try:
             background = decode(sources.read(chosen.path), chosen.name)
-        except (BadClip, sources.Unreachable):  # named as bad in its own turn
+        except BadClip:  # named in its own turn
+            return pcm
+        except sources.Unreachable as error:
+            if not error.gone:
+                raise
             return pcm
         start, drawn = rng.integers(len(background)), SNRS_DB[rng.integers(len(SNRS_DB))]
         background = np.resize(np.roll(background, -start), len(pcm))
