@@ -282,6 +282,11 @@ class TestWhatIsWrong:
 def test_wanted_from_a_file_or_with_commas(tmp_path: Path) -> None:
     (tmp_path / "w.txt").write_text("A\n\n B \n")
     assert parse_wanted(str(tmp_path / "w.txt")) == parse_wanted("A, B") == ("A", "B")
+    many = tuple(f"~label {i}" for i in range(1000))  # longer than any file's name, and no one's home
+    assert parse_wanted(",".join(many)) == many
+    (tmp_path / "w.txt").write_bytes(b"\xff")
+    with pytest.raises(TwoPhaseError, match=r"w.txt: cannot be read .*UTF-8"):
+        parse_wanted(str(tmp_path / "w.txt"))
 
 
 def test_the_recordings(recordings: Path) -> None:

@@ -29,6 +29,7 @@ import csv
 import io
 import itertools
 import json
+import os
 from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -146,8 +147,14 @@ def place_of(source: Path | str) -> tuple[str, str]:
 
 def parse_wanted(text: str) -> tuple[str, ...]:
     """`--wanted`: a file with one label a line, or labels with commas between."""
-    path = Path(text).expanduser()
-    lines = path.read_text("utf-8").splitlines() if path.is_file() else text.split(",")
+    path = os.path.expanduser(text)  # noqa: PTH111 - text that is no path, or too long for one, is no error here
+    if not os.path.isfile(path):  # noqa: PTH113 - the same
+        lines = text.split(",")
+    else:
+        try:
+            lines = Path(path).read_text("utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise TwoPhaseError(f"{path}: cannot be read ({error}); give a UTF-8 file, one label a line") from None
     return tuple(line.strip() for line in lines if line.strip())
 
 
