@@ -59,6 +59,9 @@ def test_what_runs_on_devices_and_servers_is_light(room: str) -> None:
         (("--cost", "miss=1"), ("miss=1", "--cost miss=5,call=0.1")),
         (("--recall", "1.5"), ("recall=1.5", "up to 1")),
         (("--data", "x", "--synth"), ("--data and --synth",)),
+        (("--backbone", "foo"), ("--backbone foo", "small or large or mobilenetv2")),
+        (("--weights", "imagenet"), ("--weights imagenet", "not for the small network", "mobilenetv2")),
+        (("--backbone", "mobilenetv2", "--weights", "/no/such.h5"), ("/no/such.h5: is no file", "imagenet")),
     ],
 )
 def test_wrong_usage_is_said_before_anything_starts(tmp_path: Path, arguments: tuple[str, ...], words) -> None:

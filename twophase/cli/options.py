@@ -99,6 +99,20 @@ def one_of(option: str, value: str, accepted: tuple[str, ...]) -> None:
         raise UsageError(f"{option} {value}: is not known; {' or '.join(accepted)} is accepted")
 
 
+def backbone_and_weights(backbone: str, weights: str) -> None:
+    """Refuse a network that is not known, and weights that it cannot start from, before any work is done."""
+    from twophase.training.networks import BACKBONES
+
+    one_of("--backbone", backbone, BACKBONES)
+    if backbone != "mobilenetv2":
+        if weights not in ("", "random"):
+            raise UsageError(
+                f"--weights {weights}: is not for the {backbone} network; leave it out, or give --backbone mobilenetv2"
+            )
+    elif weights not in ("", "random", "imagenet") and not Path(weights).is_file():
+        raise UsageError(f"--weights {weights}: is no file; give imagenet or a .weights.h5 file")
+
+
 def progress(what: str) -> Any:
     """A progress bar on standard error."""
     from twophase.display import bar

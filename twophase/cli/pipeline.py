@@ -26,6 +26,7 @@ from twophase.cli.options import (
     Wanted,
     Weights,
     Workdir,
+    backbone_and_weights,
     data_place,
     one_of,
     platform,
@@ -67,6 +68,7 @@ def run(
     if data and synth:
         raise UsageError("--data and --synth exclude each other; give one of them")
     one_of("--on-bad-clip", on_bad_clip, ("skip", "fail"))
+    backbone_and_weights(backbone, weights)
     outcome = main_job(
         workdir.resolve(),
         project=project,
