@@ -10,9 +10,11 @@ import soundfile
 from twophase.audio import sources
 from twophase.audio.clips import Clip
 from twophase.files import digest
+from twophase.release import scores
 from twophase.release.manifest import NONE
 from twophase.training import answers
 from twophase.training.answers import Answers
+from twophase.training.evaluate import evaluate, evaluate_conditions, gate_scores
 
 
 class Gate:
@@ -77,3 +79,40 @@ def test_what_cannot_be_read_now_ends_the_asking(tmp_path: Path, monkeypatch, co
     monkeypatch.setattr(sources, "read", failing)
     with pytest.raises(sources.Unreachable, match="503"):
         ask(found, condition)
+
+
+def test_a_clip_s_score_is_the_mean_of_its_windows_and_each_of_them_is_counted(tmp_path: Path) -> None:
+    given = ask(clips(tmp_path, "Flute", "Rain", "Rain", seconds=3.0))
+    np.testing.assert_allclose(given.gate, [w.mean() for w in given.windows], rtol=1e-6)
+    assert [len(w) for w in given.at(np.array([1])).windows] == [len(given.windows[1])]
+    threshold = float(np.median(given.windows[0]))
+    found = gate_scores(given, threshold)
+    parts = scores.of_release({"gate_scores": found})
+    assert parts is not None
+    assert [int(p.sum()) for p in parts] == [len(given.windows[0]), len(given.windows[1]) + len(given.windows[2])]
+    assert sum(found["wanted"][: scores.BINS // 2]) == int((given.windows[0] < threshold).sum())
+
+
+def test_without_backgrounds_there_are_no_figures_of_mixed_clips(tmp_path: Path) -> None:
+    found = clips(tmp_path, "Flute", "Flute")
+    mixed = ask(found, "mixed")
+    assert mixed.clips == ()
+    assert mixed.bad == ()
+    figures = evaluate_conditions({"clean": ask(found), "mixed": mixed}, 0.0)
+    assert figures["conditions"]["mixed"]["classifier"]["clips"] == 0
+    assert figures["conditions"]["mixed"]["pair"]["accuracy"] is None
+    assert figures["headline"]["pair accuracy"]["condition"] == "clean"
+
+
+def test_backgrounds_may_be_others_than_what_is_asked_about(tmp_path: Path) -> None:
+    found = clips(tmp_path, "Flute", "Rain")
+    assert ask(found[:1], "mixed").clips == ()
+    assert ask(found[:1], "mixed", backgrounds=found).clips == (found[0],)
+
+
+def test_an_answer_that_is_less_sure_than_the_rejection_counts_as_none_of_these(tmp_path: Path) -> None:
+    given = ask(clips(tmp_path, "Flute", "Flute", "Flute", "Rain"))
+    assert evaluate(given, -100.0)["pair"]["accuracy"] == 0.75
+    rejecting = evaluate(given, -100.0, rejection=1.1)
+    assert rejecting["pair"]["accuracy"] == 0.25
+    assert rejecting["classifier"] == evaluate(given, -100.0)["classifier"]

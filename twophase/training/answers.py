@@ -41,6 +41,8 @@ class Answers:
     bytes: NDArray[np.int64]
     """Size of each clip's file, [n]."""
     bad: tuple[tuple[str, str], ...] = ()
+    windows: tuple[Floats, ...] = ()
+    """The gate's logits of each clip's audible windows, n of [windows]; files do not keep them."""
 
     @property
     def truth(self) -> NDArray[np.int64]:
@@ -61,7 +63,10 @@ class Answers:
     def at(self, index: NDArray[np.int64]) -> "Answers":
         """The answers at some positions."""
         clips = tuple(self.clips[i] for i in index)
-        return Answers(clips, self.names, self.gate[index], self.probabilities[index], self.bytes[index], self.bad)
+        windows = tuple(self.windows[i] for i in index) if self.windows else ()
+        return Answers(
+            clips, self.names, self.gate[index], self.probabilities[index], self.bytes[index], self.bad, windows
+        )
 
 
 def ask(
@@ -72,16 +77,19 @@ def ask(
     report: Report = lambda n: None,
     condition: str = "clean",
     front_end: FrontEnd = FRONT_END,
+    backgrounds: Sequence[Clip] | None = None,
 ) -> Answers:
     """Ask both exported models about every clip, as heard under a condition (see conditions.py), on all cores.
 
-    `front_end` is the one that the models were made for. A clip's gate score is the mean logit of its audible windows,
-    as in `runtime.Gate.clip_score`. Raises `sources.Unreachable` when a clip cannot be read now and may be later.
+    `backgrounds` are clips of which the unwanted ones are mixed in where the condition says so, by default `clips`.
+    What has nothing to be mixed with is left out: no figure under that condition rests on it. `front_end` is the one
+    that the models were made for. A clip's gate score is the mean logit of its audible windows, as in
+    `runtime.Gate.clip_score`. Raises `sources.Unreachable` when a clip cannot be read now and may be later.
     """
     local = threading.local()
-    heard = Field(condition, clips, names[:-1])
+    heard = Field(condition, clips if backgrounds is None else backgrounds, names[:-1])
 
-    def answer(clip: Clip) -> tuple[float, Floats, int] | str:
+    def answer(clip: Clip) -> tuple[Floats, Floats, int] | str | None:
         if not hasattr(local, "pair"):
             local.pair = Gate(gate), Classifier(classifier)
         try:
@@ -93,27 +101,30 @@ def ask(
             if not error.gone:  # figures on what is left would be kept for good
                 raise
             return error.reason
+        if pcm is None:
+            return None
         windows = cut(pcm, front_end)
         windows = windows[audible(windows)]
-        score = float(local.pair[0].scores(windows).mean())
-        return score, local.pair[1].image_probabilities(front_end.images(windows)), len(data)
+        named = local.pair[1].image_probabilities(front_end.images(windows))
+        return local.pair[0].scores(windows), named, len(data)
 
-    good: list[tuple[Clip, float, Floats, int]] = []
+    good: list[tuple[Clip, Floats, Floats, int]] = []
     bad: list[tuple[str, str]] = []
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for clip, found in zip(clips, pool.map(answer, clips), strict=True):
             report(1)
             if isinstance(found, str):
                 bad.append((clip.name, found))
-            else:
+            elif found is not None:
                 good.append((clip, *found))
     return Answers(
         tuple(c for c, _, _, _ in good),
         tuple(names),
-        np.array([g for _, g, _, _ in good], np.float32),
+        np.array([float(g.mean()) for _, g, _, _ in good], np.float32),
         np.array([p for _, _, p, _ in good], np.float32).reshape(len(good), len(names)),
         np.array([n for _, _, _, n in good], np.int64),
         tuple(bad),
+        tuple(g for _, g, _, _ in good),
     )
 
 

@@ -7,7 +7,8 @@
     level L    every clip L dB quieter, as 16-bit samples
 
 Which background, which stretch of it and which ratio a clip gets follows from the digest of its content, so the
-figures of two releases rest on the same sounds. Backgrounds come from the clips that are being evaluated, never from
+figures of two releases rest on the same sounds. A clip whose split has no background for it is not heard at all: as it
+is, it would flatter. Backgrounds come from the clips that are being evaluated, never from
 others: what training mixes in and what tests are mixed with have no clip in common. Reads backgrounds from disk; writes
 nothing.
 """
@@ -31,7 +32,7 @@ SWEEP = ("snr 20", "snr 10", "snr 0", "level 20", "level 40", "level 60")
 
 
 class Field:
-    """One condition over some clips. Safe to call from many threads."""
+    """One condition, with the unwanted ones of some clips as backgrounds. Safe to call from many threads."""
 
     def __init__(self, condition: str, clips: Sequence[Clip], wanted: Collection[str]) -> None:
         self._condition, self._wanted = condition, frozenset(wanted)
@@ -40,29 +41,38 @@ class Field:
             if clip.label not in self._wanted:
                 self._backgrounds.setdefault(clip.split, []).append(clip)
 
-    def __call__(self, clip: Clip, pcm: Floats) -> Floats:
-        """What is heard of a decoded clip: float32 [n] -> float32 [n], 16 kHz."""
+    def __call__(self, clip: Clip, pcm: Floats) -> Floats | None:
+        """What is heard of a decoded clip: float32 [n] -> float32 [n], 16 kHz.
+
+        None where it should be mixed and there is nothing to mix it with. Raises `sources.Unreachable` when the
+        background cannot be read now and may be later.
+        """
         what, _, amount = self._condition.partition(" ")
         if what in ("mixed", "snr") and clip.label in self._wanted:
-            pcm = self._over_background(clip, pcm, int(amount) if amount else None)
+            mixed = self._over_background(clip, pcm, int(amount) if amount else None)
+            if mixed is None:
+                return None
+            pcm = mixed
         if what == "level":
             return quieter(pcm, float(amount))
         return channel(pcm) if what in ("channel", "mixed") else pcm
 
-    def _over_background(self, clip: Clip, pcm: Floats, snr_db: int | None) -> Floats:
+    def _over_background(self, clip: Clip, pcm: Floats, snr_db: int | None) -> Floats | None:
         choices = self._backgrounds.get(clip.split, ())
         if not choices:
-            return pcm
+            return None
         rng = np.random.default_rng(int(clip.sha256[:15], 16))
         chosen = choices[rng.integers(len(choices))]
         try:
             background = decode(sources.read(chosen.path), chosen.name)
         except BadClip:  # named in its own turn
-            return pcm
+            return None
         except sources.Unreachable as error:
             if not error.gone:
                 raise
-            return pcm
+            return None
+        if not background.any():
+            return None
         start, drawn = rng.integers(len(background)), SNRS_DB[rng.integers(len(SNRS_DB))]
         background = np.resize(np.roll(background, -start), len(pcm))
         return mix(pcm, background, drawn if snr_db is None else snr_db)

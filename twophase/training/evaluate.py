@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twophase.audio.frontend import Floats
+from twophase.release.scores import spread
 from twophase.training.answers import Answers
 from twophase.training.intervals import Mask, groups_of, interval
 
@@ -31,8 +32,12 @@ def right(answers: Answers, threshold: float, rejection: float = 0.0) -> Mask:
     return np.asarray(np.where(heeded, answers.probabilities.argmax(axis=1), none) == answers.truth)
 
 
-def evaluate(answers: Answers, threshold: float) -> dict[str, Any]:
-    """All figures as one JSON object: `clips`, `gate`, `classifier`, `pair`; what has no clips to rest on is null."""
+def evaluate(answers: Answers, threshold: float, rejection: float = 0.0) -> dict[str, Any]:
+    """All figures as one JSON object: `clips`, `gate`, `classifier`, `pair`; what has no clips to rest on is null.
+
+    An answer less sure than `rejection` means none of these for the pair; the classifier's own figures are of its first
+    answers.
+    """
     wanted, passed = answers.wanted, answers.gate >= threshold
     groups = groups_of(answers.clips)
     total = int(answers.bytes.sum())
@@ -51,7 +56,7 @@ def evaluate(answers: Answers, threshold: float) -> dict[str, Any]:
         "gate.escalation_rate": share(passed),
         "classifier.accuracy": share(top[:, 0] == answers.truth, wanted),
         "classifier.top3": share(in_top3, wanted),
-        "pair.accuracy": share(right(answers, threshold)),
+        "pair.accuracy": share(right(answers, threshold, rejection)),
     }
     nested: dict[str, Any] = {"gate": {}, "classifier": {}, "pair": {}}
     for name, figure in figures.items():
@@ -73,13 +78,14 @@ def evaluate(answers: Answers, threshold: float) -> dict[str, Any]:
     return {"clips": len(answers.clips), "bad": [list(b) for b in answers.bad], **nested}
 
 
-def evaluate_conditions(answers: Mapping[str, Answers], threshold: float) -> dict[str, Any]:
+def evaluate_conditions(answers: Mapping[str, Answers], threshold: float, rejection: float = 0.0) -> dict[str, Any]:
     """`evaluate` under every condition of conditions.py: the clean figures, `conditions` and `headline`.
 
     `conditions` holds each condition's figures by its name; `headline` the worst value of each main figure and the
-    condition in which it was found.
+    condition in which it was found. Under `mixed`, `classifier.clips` says how many wanted clips were mixed; where the
+    split has no unwanted clip that is 0, and the figures are null.
     """
-    figures = {condition: evaluate(given, threshold) for condition, given in answers.items()}
+    figures = {condition: evaluate(given, threshold, rejection) for condition, given in answers.items()}
     headline = {
         f"{part} {name}": dict(zip(("value", "condition"), min(found), strict=True))
         for part, name in HEADLINE
@@ -88,7 +94,7 @@ def evaluate_conditions(answers: Mapping[str, Answers], threshold: float) -> dic
     return {**figures["clean"], "conditions": figures, "headline": headline}
 
 
-def robustness(answers: Mapping[str, Answers], threshold: float) -> list[dict[str, Any]]:
+def robustness(answers: Mapping[str, Answers], threshold: float, rejection: float = 0.0) -> list[dict[str, Any]]:
     """A few shares under each condition of the same clips: `condition`, `clips`, and what became of them."""
     rows = []
     for condition, given in answers.items():
@@ -98,10 +104,23 @@ def robustness(answers: Mapping[str, Answers], threshold: float) -> list[dict[st
             "recall": _mean(passed[wanted]),
             "stopped": _mean(~passed[~wanted]),
             "classifier": _mean(named[wanted]),
-            "pair": _mean(right(given, threshold)),
+            "pair": _mean(right(given, threshold, rejection)),
         }
         rows.append({"condition": condition, "clips": len(given.clips), **shares})
     return rows
+
+
+def gate_scores(answers: Answers, threshold: float) -> dict[str, list[int]]:
+    """How the gate's logits of windows lie about its threshold: `wanted` and `unwanted`, see `release.scores`."""
+
+    def windows(of: Mask) -> Floats:
+        chosen = [logits for logits, here in zip(answers.windows, of, strict=True) if here]
+        return np.concatenate([np.empty(0, np.float32), *chosen])
+
+    return {
+        "wanted": spread(windows(answers.wanted) - threshold),
+        "unwanted": spread(windows(~answers.wanted) - threshold),
+    }
 
 
 def stopped_at_recall(answers: Answers, recall: float) -> float | None:
