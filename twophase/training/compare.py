@@ -39,15 +39,16 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Side:
-    """One of two releases: its id, what it answered, and the threshold of its gate."""
+    """One of two releases: its id, what it answered, and its operating point."""
 
     name: str
     answers: Answers
     threshold: float
+    rejection: float = 0.0
 
     def at(self, index: NDArray[np.int64]) -> "Side":
         """Its answers at some positions."""
-        return Side(self.name, self.answers.at(index), self.threshold)
+        return Side(self.name, self.answers.at(index), self.threshold, self.rejection)
 
 
 def against_champion(challenger: Judgement, release: Path, champion: Path | None) -> Verdict:
@@ -76,8 +77,8 @@ def against_champion(challenger: Judgement, release: Path, champion: Path | None
     extra = champion / EXTRA
     theirs = ask(extra / "gate.tflite", extra / "classifier.tflite", (*old.labels, NONE), fresh, front_end=front_end)
     return compare(
-        Side(new.id, challenger.test, challenger.point.threshold),
-        Side(old.id, theirs, old.operating_point.threshold),
+        Side(new.id, challenger.test, challenger.point.threshold, challenger.point.rejection),
+        Side(old.id, theirs, old.operating_point.threshold, old.operating_point.rejection),
     )
 
 
@@ -124,7 +125,7 @@ def _on_the_same_clips(new: Side, old: Side) -> tuple[Side, Side]:
 
 
 def _right(side: Side) -> Floats:
-    return right(side.answers, side.threshold).astype(np.float32)
+    return right(side.answers, side.threshold, side.rejection).astype(np.float32)
 
 
 def _labels_of_both(new: Side, old: Side) -> Iterator[tuple[str, Mask]]:

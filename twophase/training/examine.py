@@ -21,7 +21,7 @@ from twophase.release.manifest import EXTRA, NONE, Manifest
 from twophase.training import compare as comparison
 from twophase.training.answers import Answers, ask
 from twophase.training.conditions import CONDITIONS
-from twophase.training.evaluate import evaluate_conditions
+from twophase.training.evaluate import evaluate_conditions, gate_scores
 from twophase.training.operating_point import choose, parse_rule
 
 Progress = Callable[[int, int], object]
@@ -43,7 +43,7 @@ def examine(release: Path, data: Path, progress: Progress) -> dict[str, Any]:
         return _answers(release, found, fresh, lambda done, _: progress(before + done, count), condition)
 
     given = {condition: asked(i * len(fresh), condition) for i, condition in enumerate(CONDITIONS)}
-    figures = evaluate_conditions(given, found.operating_point.threshold)
+    figures = evaluate_conditions(given, found.operating_point.threshold, found.operating_point.rejection)
     figures["bad"] = [*figures["bad"], *map(list, skipped)]
     return {"release": found.id, "heard": len(clips) - len(fresh), **figures}
 
@@ -53,8 +53,9 @@ def tune(release: Path, data: Path, rule: str, progress: Progress) -> dict[str, 
     found = _verified(release)
     clips, _ = find_clips(data)
     validation = unheard(release, [c for c in clips if c.split == "validation"], ("train",))
-    point = choose(_answers(release, found, validation, progress), parse_rule(rule))
-    name = manifest.release_id(found.labels, found.computes, point.threshold)
+    given = _answers(release, found, validation, progress)
+    point = choose(given, parse_rule(rule))
+    name = manifest.release_id(found.labels, found.computes, point.threshold, point.rejection)
     target = release.resolve().parent / name
     if not target.exists():
         with new_directory(target) as folder:
@@ -63,7 +64,8 @@ def tune(release: Path, data: Path, rule: str, progress: Progress) -> dict[str, 
             lineage = {**found.lineage, "tuned_from": found.id}
             card.write(folder, name, found.labels, point, {}, lineage)
             digests = manifest.files_of(folder)
-            tuned = replace(found, id=name, operating_point=point, lineage=lineage, metrics={}, digests=digests)
+            metrics = {"gate_scores": gate_scores(given, point.threshold)}
+            tuned = replace(found, id=name, operating_point=point, lineage=lineage, metrics=metrics, digests=digests)
             manifest.write(folder, tuned)
     return {"release": str(target), "release_id": name, "operating_point": point.__dict__}
 
@@ -83,8 +85,8 @@ def compare(champion: Path, challenger: Path, data: Path, progress: Progress) ->
     theirs = _answers(champion, old, clips, lambda done, _: progress(done, count))
     ours = _answers(challenger, new, clips, lambda done, _: progress(done + len(clips), count))
     return comparison.compare(
-        comparison.Side(new.id, ours, new.operating_point.threshold),
-        comparison.Side(old.id, theirs, old.operating_point.threshold),
+        comparison.Side(new.id, ours, new.operating_point.threshold, new.operating_point.rejection),
+        comparison.Side(old.id, theirs, old.operating_point.threshold, old.operating_point.rejection),
     )
 
 

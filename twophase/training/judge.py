@@ -5,19 +5,23 @@ WORKDIR/evaluations/KEY/   KEY is a digest of images, models and rule: the same 
   judgement.json                 operating point, figures on the test clips, lineage; written last
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from twophase.audio.dataset import Clip
 from twophase.audio.images import ImageSet
 from twophase.errors import TwoPhaseError
 from twophase.files import code_digest, digest, digest_of, read_json, write_json
 from twophase.release.manifest import NONE, OperatingPoint
 from twophase.training import answers
 from twophase.training.answers import Answers, Report
-from twophase.training.conditions import SWEEP
-from twophase.training.evaluate import evaluate, robustness
+from twophase.training.conditions import CONDITIONS, SWEEP
+from twophase.training.evaluate import evaluate_conditions, gate_scores, robustness
 from twophase.training.operating_point import Rule, choose, sweep
 
 SWEPT_CLIPS = 100
@@ -31,8 +35,8 @@ class Judgement:
     folder: Path
     point: OperatingPoint
     metrics: dict[str, Any]
-    """`twophase.training.evaluate.evaluate` on the test clips, `robustness` on some of them, and
-    `operating_point.sweep` on the validation clips."""
+    """`twophase.training.evaluate.evaluate_conditions` on the test clips, `robustness` on some of them, and, on the
+    validation clips, `operating_point.sweep` and `gate_scores`."""
     lineage: dict[str, Any]
 
     @classmethod
@@ -52,7 +56,7 @@ class Judgement:
         return answers.read(self.folder / "test.jsonl")
 
     def headline(self) -> dict[str, float]:
-        """The figures that people ask for first."""
+        """The figures that people ask for first: of clips as they are, and each one's worst under all conditions."""
         gate, classifier, pair = (self.metrics[k] for k in ("gate", "classifier", "pair"))
         figures = {
             "gate accuracy": gate["accuracy"],
@@ -60,6 +64,7 @@ class Judgement:
             "stopped": gate["stopped"],
             "classifier accuracy": classifier["accuracy"],
             "pair accuracy": pair["accuracy"],
+            **{f"worst {name}": worst["value"] for name, worst in self.metrics["headline"].items()},
         }
         return {name: float(value) for name, value in figures.items() if value is not None}
 
@@ -75,20 +80,29 @@ def judge(images: ImageSet, gate: Path, classifier: Path, rule: Rule, workdir: P
         "twophase.audio.windows",
         "twophase.audio.frontend",
         "twophase.release.runtime",
+        "twophase.release.scores",
         "twophase.training",
     )
     folder = workdir / "evaluations" / digest_of([images.digest, models, asdict(rule), code])[:16]
     if (folder / "judgement.json").is_file():
         return _found_again(Judgement.read(folder), images)
     clips = [c for c in images.clips if c.split != "train"]
-    if not any(c.split == "test" for c in clips):
+    tests = [c for c in clips if c.split == "test"]
+    if not tests:
         raise TwoPhaseError(
             "the test split has no clips, so nothing can be said of the pair; add clips of other recordings"
         )
-    report: Report = lambda n: progress(n, len(clips))  # noqa: E731 - one expression, named for its type
+    some = sorted(tests, key=lambda c: c.sha256)[:SWEPT_CLIPS]
+    harder = [c for c in CONDITIONS if c != "clean"]
+    planned = len(clips) + len(harder) * len(tests) + len(SWEEP) * len(some)
     names = (*images.wanted, NONE)
-    files = gate / "gate.tflite", classifier / "classifier.tflite"
-    given = answers.ask(*files, names, clips, report)
+
+    def asked(about: Sequence[Clip], condition: str = "clean") -> Answers:
+        report: Report = lambda n: progress(n, planned)  # noqa: E731 - one expression, named for its type
+        files = gate / "gate.tflite", classifier / "classifier.tflite"
+        return answers.ask(*files, names, about, report, condition, backgrounds=tests)
+
+    given = asked(clips)
     test, validation = given.of("test"), given.of("validation")
     point = choose(validation, rule)
     answers.write(folder / "validation.jsonl", validation)
@@ -98,12 +112,14 @@ def judge(images: ImageSet, gate: Path, classifier: Path, rule: Rule, workdir: P
         "clips": {split: sum(c.split == split for c in images.clips) for split in ("train", "validation", "test")},
         **models,
     }
-    some = sorted(test.clips, key=lambda c: c.sha256)[:SWEPT_CLIPS]
-    swept = {c: answers.ask(*files, names, some, condition=c) for c in ("clean", *SWEEP)}
+    easy = test.at(np.flatnonzero(np.isin([c.sha256 for c in test.clips], [c.sha256 for c in some])))
+    heard = {"clean": test, **{condition: asked(tests, condition) for condition in harder}}
+    difficult = {"clean": easy, **{condition: asked(some, condition) for condition in SWEEP}}
     metrics = {
-        **evaluate(test, point.threshold),
-        "robustness": robustness(swept, point.threshold),
+        **evaluate_conditions(heard, point.threshold, point.rejection),
+        "robustness": robustness(difficult, point.threshold, point.rejection),
         "sweep": sweep(validation, point.threshold),
+        "gate_scores": gate_scores(validation, point.threshold),
     }
     write_json(folder / "judgement.json", {"point": asdict(point), "metrics": metrics, "lineage": lineage})
     return Judgement(folder, point, metrics, lineage)
