@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 Data = Annotated[
     str, typer.Option("--data", help="A folder of label/clip files, or a labels.csv. Default: rendered clips.")
 ]
-DataDir = Annotated[Path, typer.Option("--data", help="A folder of label/clip files, or a labels.csv.")]
 DataPlace = Annotated[
     str, typer.Option("--data", help="A folder of label/clip files, a labels.csv, a tar, or a URL of one.")
 ]
@@ -29,7 +28,13 @@ Seed = Annotated[int, typer.Option(help="Same seed and clips: same release.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Train briefly: to see that all works.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 Recall = Annotated[float | None, typer.Option(help="Choose the threshold for this recall of wanted clips.")]
-Cost = Annotated[str, typer.Option(help="Choose the threshold by costs, as in miss=5,call=0.1.")]
+Cost = Annotated[
+    str,
+    typer.Option(
+        help="Choose threshold and rejection by the costs of a miss, a wrong label, a call and a byte, as in "
+        "miss=5,wrong=2,call=0.1,byte=1e-6; what is left out costs nothing."
+    ),
+]
 Backbone = Annotated[str, typer.Option(help="The classifier's network: small, large, or mobilenetv2.")]
 Weights = Annotated[str, typer.Option(help="Pretrained weights for mobilenetv2: imagenet, or a .weights.h5 file.")]
 OnBadClip = Annotated[
