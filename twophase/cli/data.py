@@ -8,7 +8,6 @@ import typer
 from twophase.cli.options import (
     WORKDIR,
     AsJson,
-    DataDir,
     DataPlace,
     OnBadClip,
     PerLabel,
@@ -117,14 +116,14 @@ def data_forget(
 @app.command("label")
 def data_label(
     release: Release,
-    data: DataDir,
+    data: DataPlace,
     sheet: Annotated[Path, typer.Option(help="The CSV file to be filled in.")] = Path("label.csv"),
     count: Annotated[int, typer.Option(min=1, help="How many clips at most.")] = 30,
 ) -> None:
     """Name the clips that are most worth listening to: a sheet to fill in, for `data answers`."""
     from twophase.training import label
 
-    chosen = label.choose(release, data, count, progress("ask about clips"))
+    chosen = label.choose(release, data_place(data), count, progress("ask about clips"))
     label.write(sheet, chosen)
     typer.echo(
         f"{len(chosen)} clips in {sheet}; correct `label`, put 1 into `manually_verified`, then: "
@@ -133,8 +132,9 @@ def data_label(
 
 
 @app.command("answers")
-def data_answers(sheet: Annotated[Path, typer.Argument(help="A sheet that was filled in.")], data: DataDir) -> None:
-    """Take the verified lines of a sheet into the data folder's labels.csv, which the next run reads."""
+def data_answers(sheet: Annotated[Path, typer.Argument(help="A sheet that was filled in.")], data: DataPlace) -> None:
+    """Take the verified lines of a sheet into the data's CSV file (labels.csv), which the next run reads."""
     from twophase.training import label
 
-    typer.echo(f"{label.merge(data, sheet)} labels changed or given in {data / 'labels.csv'}")
+    place = data_place(data)
+    typer.echo(f"{label.merge(place, sheet)} labels changed or given in {label.table_of(place)}")
