@@ -37,7 +37,9 @@ def data_synth(
     from twophase.audio import synth
 
     labels = tuple(label) if label else synth.LABELS + synth.OTHER_LABELS
-    typer.echo(str(synth.write_clips(folder, per_label, seed, labels, soundfonts=soundfont or ())))
+    written = synth.write_clips(folder, per_label, seed, labels, soundfonts=soundfont or ())
+    silent = f"; {written.silent} silent ones were dropped" if written.silent else ""
+    typer.echo(f"{sum(written.clips.values())} clips of {len(written.clips)} labels in {folder}{silent}")
 
 
 @app.command("images")
