@@ -26,6 +26,8 @@ def test_make_targets_exist(page: Path) -> None:
 def test_commands_of_the_readme_exist() -> None:
     commands = set(re.findall(r"^twophase ([a-z]+(?: [a-z]+)?)", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE))
     reference = (ROOT / "docs/cli.md").read_text("utf-8")
+    known = set(re.findall(r"^##+ `twophase ([a-z ]+)`$", reference, re.MULTILINE))
+    groups = {name.split()[0] for name in known if " " in name}
     for command in commands:
         first = command.split()[0]
-        assert f"## `twophase {command}`" in reference or f"## `twophase {first}`" in reference, command
+        assert (command if first in groups else first) in known, command
