@@ -36,6 +36,7 @@ def write(
         f"# {name}",
         _about(labels),
         _measured(metrics),
+        _heard(metrics.get("conditions", {})),
         _point(point),
         _field(metrics.get("robustness", ())),
         _labels(metrics.get("classifier", {}).get("per_label", {})),
@@ -58,8 +59,14 @@ recognising people, for speech, or for decisions about safety."""
 def _measured(metrics: Mapping[str, Any]) -> str:
     if not metrics:
         return "## What it does\n\nNot measured since its threshold was chosen."
+    worst = metrics.get("headline", {})
     rows = [
-        (what, _percent(metrics[part][key]), _between(metrics[part].get("intervals", {}).get(key)))
+        (
+            what,
+            _percent(metrics[part][key]),
+            _between(metrics[part].get("intervals", {}).get(key)),
+            _worst(worst.get(f"{part} {key}")),
+        )
         for part, key, what in _FIGURES
     ]
     error = metrics["classifier"].get("ece")
@@ -68,9 +75,28 @@ def _measured(metrics: Mapping[str, Any]) -> str:
 On {metrics["clips"]} test clips from groups (notes, speakers, recordings) that neither model heard; intervals are 95 %,
 by group.
 
-{_table(("", "share", "interval"), rows)}
+{_table(("", "share", "interval", "at worst"), rows)}
 
 Calibration error of the classifier, not debiased: {"-" if error is None else f"{error:.3f}"}."""
+
+
+def _heard(conditions: Mapping[str, Mapping[str, Any]]) -> str:
+    if not conditions:
+        return ""
+    rows = [
+        (
+            in_words(name),
+            f"{figures['clips']}, {figures['classifier']['clips']} wanted",
+            *(_percent(figures[part][key]) for part, key, _ in _FIGURES),
+        )
+        for name, figures in conditions.items()
+    ]
+    columns = ("heard", "clips", *(what for _, _, what in _FIGURES))
+    return f"""## As devices hear it
+
+The same test clips under field conditions; expect the worst of them. Wanted clips are mixed with unwanted test clips.
+
+{_table(columns, rows)}"""
 
 
 def _point(point: OperatingPoint) -> str:
@@ -82,10 +108,12 @@ def _point(point: OperatingPoint) -> str:
             ("escalation_rate", "all let through"),
         )
     ]
+    rejected = f" Answers less sure than {_percent(point.rejection)} count as none of these." if point.rejection else ""
+    cost = f" A clip costs {point.cost:.3g} on average." if point.cost is not None else ""
     return f"""## The operating point
 
-The gate lets a clip through from a mean logit of {point.threshold:.3f}, chosen by: {point.chosen_by}. On the validation
-clips:
+The gate lets a clip through from a mean logit of {point.threshold:.3f}, chosen by: {point.chosen_by}.{rejected}{cost}
+On the validation clips:
 
 {_table(("", "share", "interval"), rows)}"""
 
@@ -138,7 +166,12 @@ learned from."""
 def in_words(name: str) -> str:
     """A condition of `training.conditions` as people say it."""
     what, _, amount = name.partition(" ")
-    words = {"snr": f"{amount} dB above a background", "level": f"{amount} dB quieter"}
+    words = {
+        "channel": "through one 8 kHz channel",
+        "mixed": "so, and over a background at 0, 10 or 20 dB",
+        "snr": f"{amount} dB above a background",
+        "level": f"{amount} dB quieter",
+    }
     return words.get(what, "as they are")
 
 
@@ -148,6 +181,10 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
+
+
+def _worst(found: Mapping[str, Any] | None) -> str:
+    return f"{_percent(found['value'])} ({found['condition']})" if found else "-"
 
 
 def _between(interval: Sequence[float] | None) -> str:
