@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from tests.conftest import TinyPair
-from twophase.audio.dataset import Clip
-from twophase.audio.images import ImageSet
+from twophase.audio.dataset import SPLITS, Clip, read_source
+from twophase.audio.images import ImageSet, make_all
 from twophase.errors import TwoPhaseError, UsageError
 from twophase.release.manifest import NONE
 from twophase.release.runtime import Classifier, Gate
@@ -90,3 +91,38 @@ def test_the_gate_keeps_the_odds_of_wanted_against_none() -> None:
     expected = np.log(np.exp(logits[:, :-1]).sum(axis=1)) - logits[:, -1]
     odds = networks.wanted_or_not(named)(images, training=False)
     np.testing.assert_allclose(np.asarray(odds)[:, 0], expected, atol=1e-4)
+
+
+def images_of(folder: Path, labels: dict[str, str]) -> ImageSet:
+    """An image set of clips `split/number`, each of the label that `labels` says; A and B are wanted."""
+    rows = ["fname,label,split"]
+    for i, (name, label) in enumerate(labels.items()):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(folder / f"{name}.wav", np.random.default_rng(i).normal(0, 0.1, 16_000), 16_000)
+        rows.append(f"{name}.wav,{label},{name.split('/')[0]}")
+    (folder / "labels.csv").write_text("\n".join(rows))
+    return make_all(folder / "w", read_source(folder, ["A", "B"]), "fail", lambda done, planned: None)
+
+
+ALL = {f"{split}/{i}": label for split in SPLITS for i, label in enumerate("ABC")}
+
+
+@pytest.fixture
+def few_images(tmp_path: Path) -> ImageSet:
+    return images_of(tmp_path / "few", ALL)
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ({**ALL, "validation/2": "A"}, "the validation split has no unwanted clip; both wanted and unwanted"),
+        (
+            {name: label for name, label in ALL.items() if "validation" not in name},
+            "the validation split has no wanted",
+        ),
+    ],
+)
+def test_a_side_without_both_kinds_is_named(tmp_path: Path, labels: dict[str, str], words: str) -> None:
+    images = images_of(tmp_path / "data", labels)
+    with pytest.raises(TwoPhaseError, match=words):
+        train.train_gate(images, tmp_path / "w", Recipe(8, augment=train.AUGMENT))

@@ -127,11 +127,13 @@ def fit_rows(
 
     def batches(split: str) -> "ImageSequence":
         rows = images.rows(split)
-        if len(np.unique(targets[rows])) < 2:
-            raise TwoPhaseError(
-                f"the {split} split has {'clips of one kind only' if len(rows) else 'no clips'}; both wanted and "
-                "unwanted clips are needed there: add clips of other recordings, or give a split column"
-            )
+        is_wanted = np.isin(images.label_of_row[rows], wanted)
+        for kind, there in (("wanted", is_wanted.any()), ("unwanted", not is_wanted.all())):
+            if not there:
+                raise TwoPhaseError(
+                    f"the {split} split has no {kind} clip; both wanted and unwanted clips are needed there: add clips "
+                    "of other recordings, or give a split column"
+                )
         weights = _weights(images.clip_of_row[rows], targets[rows])
         times = np.ceil(weights).astype(np.int64)  # what weighs much comes often: one loud image would shake a batch
         rows, weights = np.repeat(rows, times), np.repeat(weights / times, times).astype(np.float32)
