@@ -93,6 +93,20 @@ def test_the_gate_keeps_the_odds_of_wanted_against_none() -> None:
     np.testing.assert_allclose(np.asarray(odds)[:, 0], expected, atol=1e-4)
 
 
+def test_a_fit_is_known_by_all_that_made_it(few_images: ImageSet, tmp_path: Path) -> None:
+    weights = tmp_path / "my weights.h5"
+
+    def key(what: str = "gate", steps: int = 9) -> str:
+        return train.key_of(what, few_images, Recipe(steps), [weights])
+
+    keys = {key(), key("other"), key(steps=8)}
+    for content in (b"1", b"2"):
+        weights.write_bytes(content)
+        keys.add(key())
+    assert len(keys) == 5
+    assert key() in keys
+
+
 def images_of(folder: Path, labels: dict[str, str]) -> ImageSet:
     """An image set of clips `split/number`, each of the label that `labels` says; A and B are wanted."""
     rows = ["fname,label,split"]

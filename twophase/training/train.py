@@ -12,7 +12,7 @@ labels have in common by telling them apart (it stops .16 more of what is mixed 
 Windows are weighted so that neither a long clip nor a common label outweighs the rest.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +26,7 @@ from twophase.audio.images import ImageSet
 from twophase.errors import TwoPhaseError
 from twophase.files import code_digest, digest, digest_of, new_directory, write_json
 from twophase.release.runtime import pool
+from twophase.training import networks
 from twophase.training.augment import Augment
 from twophase.training.fit import Progress, Recipe, fit, prepare
 
@@ -59,12 +60,11 @@ def recipe(kind: str, quick: bool, seed: int) -> Recipe:
 
 def train_gate(images: ImageSet, workdir: Path, recipe: Recipe, progress: Progress = lambda *_: None) -> Path:
     """Train the gate and return its MODEL folder; the same images and recipe are trained once per `workdir`."""
-    key = _key("gate", images, recipe)
+    key = key_of("gate", images, recipe, [networks.STARTS["gate"]])
     model = workdir / "models" / key
     if model.is_dir():
         return model
     from twophase.release.convert import gate_tflite
-    from twophase.training import networks
 
     prepare(recipe.seed)
     network = networks.gate(len(images.wanted) + 1)
@@ -83,12 +83,12 @@ def train_classifier(
     progress: Progress = lambda *_: None,
 ) -> Path:
     """Train the classifier and return its MODEL folder; like `train_gate`."""
-    key = _key(f"classifier {backbone} {weights}", images, recipe)
+    starts = [*(path for name, path in networks.STARTS.items() if name == backbone), Path(weights or "")]
+    key = key_of(f"classifier {backbone} {weights}", images, recipe, starts)
     model = workdir / "models" / key
     if model.is_dir():
         return model
     from twophase.release.convert import classifier_tflite
-    from twophase.training import networks
 
     prepare(recipe.seed)
     network = networks.classifier(len(images.wanted) + 1, backbone, weights)
@@ -176,18 +176,19 @@ def _weights(clip: NDArray[np.int32], target: NDArray[np.int32]) -> NDArray[np.f
     return np.asarray(weight / weight.mean(), np.float32)
 
 
-def _key(what: str, images: ImageSet, recipe: Recipe) -> str:
-    """Names a fit by all that it depends on: images, recipe, code, and the weights that it starts from."""
-    from twophase.training import networks
+def key_of(what: str, images: ImageSet, recipe: Recipe, starts: Iterable[Path]) -> str:
+    """Names a fit by all that it depends on: images, recipe, code, and files of weights, where they are, to start from.
 
+    `what` is its kind, and after a space what else sets it apart.
+    """
     code = code_digest(
         *(f"twophase.training.{name}" for name in ("augment", "fit", "image_generator", "networks", "train")),
         "twophase.audio.frontend_graph",
         "twophase.release.convert",
         "twophase.release.runtime",
     )
-    starts = [digest(path) for path in (*networks.STARTS.values(), Path(what.split(" ")[-1])) if path.is_file()]
-    return f"{what.split(' ')[0]}-{digest_of([what, images.digest, asdict(recipe), code, starts])[:16]}"
+    weights = [digest(path) for path in starts if path.is_file()]
+    return f"{what.split(' ')[0]}-{digest_of([what, images.digest, asdict(recipe), code, weights])[:16]}"
 
 
 def _write(
