@@ -12,9 +12,10 @@ from tests.conftest import TinyPair
 from twophase.audio.dataset import SPLITS, Clip, read_source
 from twophase.audio.images import ImageSet, make_all
 from twophase.errors import TwoPhaseError, UsageError
+from twophase.files import digest
 from twophase.release.manifest import NONE
 from twophase.release.runtime import Classifier, Gate
-from twophase.training import networks, train
+from twophase.training import networks, pretrain, train
 from twophase.training.answers import Answers
 from twophase.training.evaluate import evaluate, evaluate_conditions
 from twophase.training.fit import Recipe
@@ -93,18 +94,39 @@ def test_the_gate_keeps_the_odds_of_wanted_against_none() -> None:
     np.testing.assert_allclose(np.asarray(odds)[:, 0], expected, atol=1e-4)
 
 
-def test_a_fit_is_known_by_all_that_made_it(few_images: ImageSet, tmp_path: Path) -> None:
-    weights = tmp_path / "my weights.h5"
+def test_a_start_is_not_made_with_other_soundfonts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [tmp_path / name for name in ("one", "two", "three")]
+    for file in files:
+        file.write_bytes(file.name.encode())
+    monkeypatch.setattr(pretrain, "SOUNDFONTS", {file.name: digest(file) for file in files[:2]})
+    assert pretrain.chosen(files[1::-1]) == files[:2]
+    for others in ([], files[:1], files, files[1:], [*files[:1], tmp_path / "gone"]):
+        with pytest.raises(UsageError, match=rf"sha256 {digest(files[0])}.*these files and no other"):
+            pretrain.chosen(others)
 
-    def key(what: str = "gate", steps: int = 9) -> str:
-        return train.key_of(what, few_images, Recipe(steps), [weights])
 
-    keys = {key(), key("other"), key(steps=8)}
+def test_what_is_rendered_and_fitted_is_known_by_all_that_made_it(
+    few_images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    font, weights = tmp_path / "font.sf2", tmp_path / "my weights.h5"
+    font.write_bytes(b"1")
+    clips = {pretrain.clips_key([font]), pretrain.clips_key([])}
+    font.write_bytes(b"2")
+    clips.add(pretrain.clips_key([font]))
+    monkeypatch.setattr(pretrain, "CLIPS", 3)
+    clips.add(pretrain.clips_key([font]))
+    assert len(clips) == 4
+
+    def key(what: str = "gate", recipe: Recipe = pretrain.RECIPE) -> str:
+        return train.key_of(what, few_images, recipe, [weights])
+
+    keys = {key(), key("start-gate"), key(recipe=Recipe(8))}
     for content in (b"1", b"2"):
         weights.write_bytes(content)
         keys.add(key())
     assert len(keys) == 5
     assert key() in keys
+    assert key("start-gate").startswith("start-gate-")
 
 
 def images_of(folder: Path, labels: dict[str, str]) -> ImageSet:
