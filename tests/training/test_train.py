@@ -162,3 +162,12 @@ def test_a_side_without_both_kinds_is_named(tmp_path: Path, labels: dict[str, st
     images = images_of(tmp_path / "data", labels)
     with pytest.raises(TwoPhaseError, match=words):
         train.train_gate(images, tmp_path / "w", Recipe(8, augment=train.AUGMENT))
+
+
+def test_calibration_asks_in_blocks_as_at_once(few_images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = networks.classifier(3)
+    start = network.get_weights()
+    temperature = train.calibrate(network, few_images)
+    network.set_weights(start)
+    monkeypatch.setattr(train, "_BLOCK", 1)
+    assert train.calibrate(network, few_images) == pytest.approx(temperature)

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 BATCH = 64
 
+_BLOCK = 4096  # rows that are asked about at once: 64 MB of images
+
 AUGMENT = Augment(
     warp_semitones=2.5,
     shift_frames=6,
@@ -93,7 +95,7 @@ def train_classifier(
     prepare(recipe.seed)
     network = networks.classifier(len(images.wanted) + 1, backbone, weights)
     history = fit_rows(network, images, _targets(images), recipe, workdir / "fits" / key, progress)
-    _calibrate(network, images)
+    calibrate(network, images)
     _write(model, network, {"classifier.tflite": classifier_tflite(network)}, images.wanted, recipe, history)
     return model
 
@@ -147,13 +149,16 @@ def fit_rows(
     return fit(network, loss, batches(SPLITS[0]), batches(SPLITS[1]), recipe, state, progress)
 
 
-def _calibrate(network: "keras.Model", images: ImageSet) -> float:
+def calibrate(network: "keras.Model", images: ImageSet) -> float:
     """Divide the last layer by the temperature that fits the validation clips best, and return it.
 
     Guo et al., ICML 2017 (arXiv:1706.04599), of clips, not windows: what is calibrated is what is answered.
     """
     rows = images.rows(SPLITS[1])
-    logits = network.predict(images.take(rows).astype(np.float32)[..., None], batch_size=256, verbose=0)
+    blocks = np.split(rows, range(_BLOCK, len(rows), _BLOCK))  # memory holds the images of one
+    logits = np.concatenate(
+        [network.predict(images.take(b).astype(np.float32)[..., None], batch_size=256, verbose=0) for b in blocks]
+    )
     first = np.unique(images.clip_of_row[rows], return_index=True)[1]
     clips: list[Floats] = np.split(logits, first[1:])
     right = _targets(images)[rows][first]
