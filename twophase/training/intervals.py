@@ -1,4 +1,4 @@
-"""Intervals of shares: how far a figure may move with other clips of the same kind.
+"""Intervals of shares and means: how far a figure may move with other clips of the same kind.
 
 Clips of one note, speaker or recording are not independent, so what is resampled are groups. Resampling clips that all
 agree would say that nothing can move; a share of 0 or 1 gets Wilson's interval over its groups instead (Wilson, JASA
@@ -42,13 +42,14 @@ def interval(of: Mask, among: Mask, groups: NDArray[np.int64]) -> list[float] | 
     if share in (0.0, 1.0):
         return wilson(share, len(np.unique(groups[among])))
 
-    def figure(weights: Floats) -> NDArray[np.float64]:
-        total = weights[:, among].sum(axis=1)
-        hits = weights[:, among & of].sum(axis=1)
-        return np.where(total > 0, hits / np.maximum(total, 1), np.nan).astype(np.float64)
+    return _interval_of_ratio(of & among, among, groups)
 
-    low, high = np.nanpercentile(bootstrap(groups, figure), [2.5, 97.5])
-    return [float(low), float(high)]
+
+def interval_of_mean(values: NDArray[np.float64], groups: NDArray[np.int64]) -> list[float] | None:
+    """The 95 % interval of the mean of `values` [n]: [low, high], or None where they all agree and so show nothing."""
+    if values.min() == values.max():
+        return None
+    return _interval_of_ratio(values, np.ones(len(values), bool), groups)
 
 
 def wilson(share: float, count: int) -> list[float]:
@@ -57,3 +58,15 @@ def wilson(share: float, count: int) -> list[float]:
     half = _Z * float(np.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2)))
     scale = 1 + _Z**2 / count
     return [max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)]
+
+
+def _interval_of_ratio(above: "NDArray[np.float64] | Mask", below: Mask, groups: NDArray[np.int64]) -> list[float]:
+    """Of sum(above) / sum(below), by the sums of each group."""
+    parts, wholes = np.bincount(groups, above), np.bincount(groups, below)
+
+    def figure(weights: Floats) -> NDArray[np.float64]:
+        total = weights @ wholes
+        return np.where(total > 0, weights @ parts / np.maximum(total, 1), np.nan)
+
+    low, high = np.nanpercentile(bootstrap(np.arange(len(wholes)), figure), [2.5, 97.5])
+    return [float(low), float(high)]
