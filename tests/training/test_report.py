@@ -25,7 +25,7 @@ from twophase.release import manifest
 from twophase.release.manifest import EXTRA, NONE, Manifest
 from twophase.training import answers
 from twophase.training.answers import Answers
-from twophase.training.evaluate import evaluate, robustness
+from twophase.training.evaluate import evaluate_conditions, robustness
 from twophase.training.judge import Judgement
 from twophase.training.operating_point import choose, sweep
 from twophase.training.report import excerpt, percent, write
@@ -68,7 +68,8 @@ class Inputs:
         point = choose(validation)
         lineage = {"images": self.images.digest, "clips": {"train": 1}}
         metrics = {
-            **evaluate(test, point.threshold),
+            **evaluate_conditions({"clean": test, "mixed": test.at(np.arange(0))}, point.threshold),
+            "costs": {"miss": 2.0, "wrong": 0.5, "call": 1.0, "byte": 0.0},
             "robustness": robustness({"clean": test, "snr 0": test}, point.threshold),
             "sweep": sweep(validation, point.threshold),
         }
@@ -209,8 +210,13 @@ def test_every_figure_is_there(inputs: Inputs, tmp_path: Path) -> None:
         "Recall against escalation rate",
         "Distribution of the gate's scores",
         "Reliability diagram",
+        "Cost against escalation rate and rejection",
         *(f"{model}: {what} over the epochs" for model in ("gate", "classifier") for what in ("loss", "accuracy")),
     }
+    assert "At worst, as devices hear them (clean)" in words
+    assert "through one 8 kHz channel" not in words
+    assert "so, and over a background at 0, 10 or 20 dB00-----" in words
+    assert "A miss 2, a wrong label 0.5, a call 1:" in words
     assert not re.search(r"\bnan\b", " ".join(found.values("d") + found.values("y") + found.values("cy")))
 
 

@@ -22,7 +22,7 @@ from twophase.training import answers
 from twophase.training.answers import Answers, Report
 from twophase.training.conditions import CONDITIONS, SWEEP
 from twophase.training.evaluate import evaluate_conditions, gate_scores, robustness
-from twophase.training.operating_point import Rule, choose, sweep
+from twophase.training.operating_point import COSTS, DEFAULT_RULE, Rule, choose, sweep
 
 SWEPT_CLIPS = 100
 """Of how many test clips is asked how much noise and how low a level the pair bears: seconds, not minutes."""
@@ -36,7 +36,7 @@ class Judgement:
     point: OperatingPoint
     metrics: dict[str, Any]
     """`twophase.training.evaluate.evaluate_conditions` on the test clips, `robustness` on some of them, and, on the
-    validation clips, `operating_point.sweep` and `gate_scores`."""
+    validation clips, `operating_point.sweep` and `gate_scores`; `costs`, which the rule gives or the default."""
     lineage: dict[str, Any]
 
     @classmethod
@@ -118,8 +118,9 @@ def judge(images: ImageSet, gate: Path, classifier: Path, rule: Rule, workdir: P
     metrics = {
         **evaluate_conditions(heard, point.threshold, point.rejection),
         "robustness": robustness(difficult, point.threshold, point.rejection),
-        "sweep": sweep(validation, point.threshold),
+        "sweep": sweep(validation, point.threshold, point.rejection),
         "gate_scores": gate_scores(validation, point.threshold),
+        "costs": {name: getattr(rule if rule.recall is None else DEFAULT_RULE, name) for name in COSTS},
     }
     write_json(folder / "judgement.json", {"point": asdict(point), "metrics": metrics, "lineage": lineage})
     return Judgement(folder, point, metrics, lineage)

@@ -32,6 +32,7 @@ from twophase.release.manifest import EXTRA, OperatingPoint
 from twophase.training.answers import Answers
 from twophase.training.evaluate import calibration_error, right
 from twophase.training.judge import Judgement
+from twophase.training.operating_point import Rule, costs_of
 
 EXCERPT_S = 3.0
 """Longest sound of a sample clip."""
@@ -45,6 +46,9 @@ MATRIX_LABELS = 40
 CONFUSED = 10
 LISTED = 200
 CURVE_POINTS = 300
+SURFACE_COLUMNS, SURFACE_ROWS = 24, 12
+
+_COST_WORDS = {"miss": "miss", "wrong": "wrong label", "call": "call", "byte": "byte"}
 
 
 def write(path: Path, images: ImageSet, gate: Path, classifier: Path, judged: Judgement, release: Path) -> None:
@@ -136,13 +140,13 @@ def _facts(images: ImageSet, gate: Path, classifier: Path, judged: Judgement, re
         "sizes": {name: _size_of(release / EXTRA / f"{name}.tflite") for name in ("gate", "classifier")},
         "metrics": judged.metrics,
         "point": point,
-        "counts": _counts(test, point.threshold),
+        "counts": _counts(test, point),
         "splits": [(split, sum(c.split == split for c in images.clips)) for split in SPLITS],
         "curve": _curve(judged),
         "scores": _scores(test, point.threshold),
         "saved": _saved(test, judged.metrics, point.threshold),
         "matrix": _matrix(judged.metrics["classifier"]),
-        "per_label": _per_label(test, point.threshold),
+        "per_label": _per_label(test, point),
         "reliability": _reliability(test),
         "samples": list(_samples(images, test, point)),
         "excerpt_s": EXCERPT_S,
@@ -153,6 +157,9 @@ def _facts(images: ImageSet, gate: Path, classifier: Path, judged: Judgement, re
         "bad_count": len(bad),
         "lineage": judged.lineage,
         "sweep": [list(rows) for _, rows in groupby(judged.metrics.get("sweep", ()), key=lambda row: row["threshold"])],
+        "surface": _surface(judged.validation, point, judged.metrics.get("costs", {})),
+        "conditions": judged.metrics.get("conditions", {}),
+        "worst": judged.metrics.get("headline", {}).get("pair accuracy"),
         "robustness": judged.metrics.get("robustness", ()),
         "card": CARD,
         "images": images,
@@ -163,17 +170,23 @@ def _size_of(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _counts(test: Answers, threshold: float) -> dict[str, int]:
+def _named(answers: Answers, rejection: float) -> NDArray[np.int64]:
+    """What the classifier's answers count as, [n]: none of these where they are less sure than `rejection`."""
+    heeded = answers.probabilities.max(axis=1) >= rejection
+    return np.where(heeded, answers.probabilities.argmax(axis=1), len(answers.names) - 1)
+
+
+def _counts(test: Answers, point: OperatingPoint) -> dict[str, int]:
     """What became of the test clips: every clip is counted in exactly one of the last seven."""
-    passed, wanted, none = test.gate >= threshold, test.wanted, len(test.names) - 1
-    named = test.probabilities.argmax(axis=1)
+    passed, wanted, none = test.gate >= point.threshold, test.wanted, len(test.names) - 1
+    named = _named(test, point.rejection)
     masks = {
         "clips": np.ones(len(wanted), bool),
         "wanted": wanted,
         "unwanted": ~wanted,
         "passed": passed,
-        "right": right(test, threshold),
-        "classified": wanted & (named == test.truth),
+        "right": right(test, point.threshold, point.rejection),
+        "classified": wanted & (test.probabilities.argmax(axis=1) == test.truth),
         "named_right": wanted & passed & (named == test.truth),
         "named_wrong": wanted & passed & (named != test.truth) & (named != none),
         "named_none": wanted & passed & (named == none),
@@ -208,6 +221,41 @@ def _curve(judged: Judgement) -> dict[str, Any]:
         first = float(np.interp(low, line["y"], line["x"]))
         line["x"], line["y"] = [first, *(x for x, _ in inside)], [low, *(y for _, y in inside)]
     return {"lines": lines, "plot": Plot((start, 1.0), (low, 1.0))}
+
+
+def _surface(validation: Answers, point: OperatingPoint, costs: JSON) -> dict[str, Any] | None:
+    """What a validation clip costs by how many are let through and what is rejected; None without costs."""
+    if not any(costs.values()):
+        return None
+    rule, ordered = Rule(**costs), np.sort(validation.gate)[::-1]
+    shares = (np.arange(SURFACE_COLUMNS) + 0.5) / SURFACE_COLUMNS
+    thresholds = ordered[(shares * len(ordered)).astype(np.int64)].astype(np.float64).tolist()
+    rejections = ((np.arange(SURFACE_ROWS) + 0.5) / SURFACE_ROWS).tolist()
+    cost = [[float(costs_of(validation, rule, t, r).mean()) for t in thresholds] for r in rejections]
+    low, high = min(map(min, cost)), max(map(max, cost))
+    cells = [
+        {
+            "x": j / SURFACE_COLUMNS,
+            "y": (i + 1) / SURFACE_ROWS,
+            "rejection": rejections[i],
+            "passed": float((validation.gate >= thresholds[j]).mean()),
+            "recall": float((validation.gate >= thresholds[j])[validation.wanted].mean()),
+            "cost": cost[i][j],
+            "shade": (cost[i][j] - low) / (high - low) if high > low else 0.0,
+        }
+        for i in range(SURFACE_ROWS)
+        for j in range(SURFACE_COLUMNS)
+    ]
+    return {
+        "plot": Plot((0.0, 1.0), (0.0, 1.0), 440, 290, top=34),
+        "size": (1 / SURFACE_COLUMNS, 1 / SURFACE_ROWS),
+        "cells": cells,
+        "recalls": [(c["x"] + 0.5 / SURFACE_COLUMNS, c["recall"]) for c in cells[1:SURFACE_COLUMNS:5]],
+        "at": (point.escalation_rate, point.rejection),
+        "here": float(costs_of(validation, rule, point.threshold, point.rejection).mean()),
+        "range": (low, high),
+        "costs": ", ".join(f"a {word} {costs[name]:g}" for name, word in _COST_WORDS.items() if costs[name]),
+    }
 
 
 def _scores(test: Answers, threshold: float) -> dict[str, Any]:
@@ -282,10 +330,11 @@ def _order(counts: NDArray[np.int64]) -> list[int]:
     return [int(i) for i in leaves_list(linkage(squareform(distance), "average", optimal_ordering=True))]
 
 
-def _per_label(test: Answers, threshold: float) -> list[dict[str, Any]]:
+def _per_label(test: Answers, point: OperatingPoint) -> list[dict[str, Any]]:
     """What became of each label's test clips; the wanted ones first, the worst of each kind first."""
     labels = np.array([c.label for c in test.clips])
-    named, passed, correct = test.probabilities.argmax(axis=1), test.gate >= threshold, right(test, threshold)
+    first, named = test.probabilities.argmax(axis=1), _named(test, point.rejection)
+    passed, correct = test.gate >= point.threshold, right(test, point.threshold, point.rejection)
     rows = []
     for label in sorted({*labels.tolist(), *test.names[:-1]}):
         here = labels == label
@@ -297,7 +346,7 @@ def _per_label(test: Answers, threshold: float) -> list[dict[str, Any]]:
                 "wanted": wanted,
                 "clips": n,
                 "gate": int((here & (passed == wanted)).sum()),
-                "classifier": int((here & (named == test.truth)).sum()),
+                "classifier": int((here & (first == test.truth)).sum()),
                 "pair": int((here & correct).sum()),
                 "mistaken": (test.names[int(taken.argmax())], int(taken.max())) if taken.any() else None,
             }
@@ -330,8 +379,9 @@ def _reliability(test: Answers, bins: int = 10) -> dict[str, Any] | None:
 def _samples(images: ImageSet, test: Answers, point: OperatingPoint) -> Iterator[dict[str, Any]]:
     """Clips to listen to, by kind: the worst mistakes of each, then some right answers."""
     none = len(test.names) - 1
-    passed, wanted, correct = test.gate >= point.threshold, test.wanted, right(test, point.threshold)
-    named, sure = test.probabilities.argmax(axis=1), test.probabilities.max(axis=1)
+    passed, wanted = test.gate >= point.threshold, test.wanted
+    correct = right(test, point.threshold, point.rejection)
+    named, sure = _named(test, point.rejection), test.probabilities.max(axis=1)
     lost = sure - test.probabilities[np.arange(len(sure)), test.truth]
     groups, labels = [c.group for c in test.clips], [c.label for c in test.clips]
     alarm = ~wanted & passed & (named != none)
