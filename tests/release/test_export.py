@@ -8,10 +8,12 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
+import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import TinyPair
+from twophase.audio.dataset import Clip
 from twophase.audio.frontend import FRONT_END, SAMPLE_RATE
 from twophase.release import golden, manifest
 from twophase.release.export import DECISIONS_TOLERANCE, export
@@ -148,6 +150,16 @@ def test_the_exported_gate_decides_as_the_keras_gate(tiny_pair: TinyPair, tiny_r
     got = Pair(tiny_release).gate.scores(windows)
     assert len(windows) > 400
     assert ((got >= threshold) != (expected >= threshold)).mean() <= DECISIONS_TOLERANCE
+
+
+def test_of_a_long_clip_only_some_windows_are_asked_about(
+    tiny_pair: TinyPair, tiny_release: Path, tmp_path: Path
+) -> None:
+    soundfile.write(tmp_path / "long.wav", np.random.default_rng(0).normal(0, 0.1, 60 * SAMPLE_RATE), SAMPLE_RATE)
+    clips = [Clip("0" * 64, str(tmp_path / "long.wav"), "long.wav", "Flute", "g", "validation")]
+    point = manifest.read(tiny_release).operating_point
+    made = export(tiny_pair.gate, tiny_pair.classifier, point, {}, {}, clips, tmp_path / "releases")
+    assert manifest.read(made).metrics["parity"]["windows"] == 16
 
 
 def _golden(release: Path):
