@@ -21,7 +21,8 @@ from twophase.audio.images import ImageSet
 from twophase.training import train
 from twophase.training.fit import Recipe
 images = ImageSet(Path(sys.argv[1]))
-print(train.train_gate(images, Path(sys.argv[2]), Recipe(steps=int(sys.argv[3]))), flush=True)
+recipe = Recipe(steps=int(sys.argv[3]), augment=train.AUGMENT)
+print(train.train_gate(images, Path(sys.argv[2]), recipe), flush=True)
 """
 
 

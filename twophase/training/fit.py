@@ -109,6 +109,7 @@ def fit(
                 shuffle=False,  # the generator shuffles, by seed and epoch
                 callbacks=[
                     train.follow(),
+                    validation.follow(),  # its augmentation is a function of the epoch too
                     run.callback(),
                     keras.callbacks.TensorBoard(state / "logs", write_graph=False),
                 ],
