@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from twophase.cli import app
 
 ROOT = Path(__file__).parents[1]
 
@@ -99,6 +102,15 @@ def test_a_second_run_in_one_workdir_is_told_who_is_at_it(tmp_path: Path) -> Non
 def test_a_platform_that_is_not_there_is_named(tmp_path: Path) -> None:
     done = twophase("models", "list", home=tmp_path)
     refused(done, 1, "http://127.0.0.1:9", "does not answer", "twophase local up")
+
+
+@pytest.mark.parametrize(
+    ("command", "releases"), [(["evaluate"], 1), (["tune"], 1), (["compare"], 2), (["data", "label"], 1)]
+)
+def test_labelled_clips_may_lie_in_a_bucket(tiny_release: Path, command: list[str], releases: int) -> None:
+    url = "memory://bucket/clips"
+    done = CliRunner().invoke(app, [*command, *[str(tiny_release)] * releases, "--data", url])
+    assert str(done.exception).startswith(f"{url}: has no clips")  # it was asked, and not a folder called memory:
 
 
 def test_what_is_no_release_is_named(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import shutil
 import tarfile
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import soundfile
@@ -144,6 +145,16 @@ def test_a_table_of_another_name_takes_the_answers_itself(folder: Path) -> None:
     assert merge(table, answered(table, {"0.wav": "Flute"})) == 1
     assert {c.name: c.label for c in find_clips(table)[0]}["0.wav"] == "Flute"
     assert not (folder / "labels.csv").exists()
+
+
+def test_the_table_of_a_bucket_takes_answers_too(folder: Path) -> None:
+    bucket, url = fsspec.filesystem("memory"), "memory://answers/clips"
+    for file in folder.iterdir():
+        bucket.pipe_file(f"/answers/clips/{file.name}", file.read_bytes())
+    sheet = answered(folder, {"0.wav": "Flute"})
+    assert merge(url, sheet) == 1
+    assert {c.name: c.label for c in find_clips(url)[0]}["0.wav"] == "Flute"
+    assert {c.name: c.label for c in find_clips(folder)[0]}["0.wav"] == "Cello"
 
 
 @pytest.mark.parametrize("which", ["", "clips.tar"])
