@@ -107,7 +107,8 @@ def data_forget(
     if as_json:
         print_json(asdict(found))
         return
-    typer.echo(f"{len(found.clips)} clips are forgotten; {found.with_images} of them had images, which are deleted")
+    typer.echo(f"{len(found.clips)} clips are forgotten; {found.with_images} of them had images")
+    typer.echo("these images are deleted, and all reports of this workdir, which show and play clips")
     typer.echo("the files themselves are yours to delete:\n  " + "\n  ".join(found.files))
     for release in found.releases:
         typer.echo(
