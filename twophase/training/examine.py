@@ -27,7 +27,7 @@ from twophase.training.operating_point import choose, parse_rule
 Progress = Callable[[int, int], object]
 
 
-def examine(release: Path, data: Path, progress: Progress) -> dict[str, Any]:
+def examine(release: Path, data: Path | str, progress: Progress) -> dict[str, Any]:
     """Every figure of a release on the clips of `data` that it has not heard; see `evaluate.evaluate_conditions`."""
     found = _verified(release)
     clips, skipped = find_clips(data)
@@ -48,7 +48,7 @@ def examine(release: Path, data: Path, progress: Progress) -> dict[str, Any]:
     return {"release": found.id, "heard": len(clips) - len(fresh), **figures}
 
 
-def tune(release: Path, data: Path, rule: str, progress: Progress) -> dict[str, Any]:
+def tune(release: Path, data: Path | str, rule: str, progress: Progress) -> dict[str, Any]:
     """Choose the threshold again on the validation clips of `data`; write the new release beside the old one."""
     found = _verified(release)
     clips, _ = find_clips(data)
@@ -70,7 +70,7 @@ def tune(release: Path, data: Path, rule: str, progress: Progress) -> dict[str, 
     return {"release": str(target), "release_id": name, "operating_point": point.__dict__}
 
 
-def compare(champion: Path, challenger: Path, data: Path, progress: Progress) -> comparison.Verdict:
+def compare(champion: Path, challenger: Path, data: Path | str, progress: Progress) -> comparison.Verdict:
     """Is the second release better than the first, over the clips of `data` that neither has heard?"""
     old, new = manifest.verify(champion), manifest.verify(challenger)
     if not set(new.labels) & set(old.labels):
