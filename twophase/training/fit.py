@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from twophase.files import locked, read_json, replacing, write_json
+from twophase.training import distributed
 from twophase.training.augment import Augment
 
 if TYPE_CHECKING:
@@ -100,20 +101,24 @@ def fit(
     with locked(state, "this training"):  # an orphan of a killed run may still be at it
         run.resume()
         if not run.over:
-            network.fit(
-                train,
-                validation_data=validation,
-                initial_epoch=run.epoch,
-                epochs=epochs,
-                verbose=0,
-                shuffle=False,  # the generator shuffles, by seed and epoch
-                callbacks=[
-                    train.follow(),
-                    validation.follow(),  # its augmentation is a function of the epoch too
-                    run.callback(),
-                    keras.callbacks.TensorBoard(state / "logs", write_graph=False),
-                ],
-            )
+            callbacks = [
+                train.follow(),
+                validation.follow(),  # its augmentation is a function of the epoch too
+                run.callback(),
+                keras.callbacks.TensorBoard(state / "logs", write_graph=False),
+            ]
+            if distributed.worker()[1] > 1:
+                distributed.fit(network, train, validation, run.epoch, epochs, callbacks)
+            else:
+                network.fit(
+                    train,
+                    validation_data=validation,
+                    initial_epoch=run.epoch,
+                    epochs=epochs,
+                    verbose=0,
+                    shuffle=False,  # the generator shuffles, by seed and epoch
+                    callbacks=callbacks,
+                )
     return run.history
 
 

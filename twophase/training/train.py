@@ -28,6 +28,7 @@ from twophase.files import code_digest, digest, digest_of, new_directory, write_
 from twophase.release.runtime import pool
 from twophase.training import networks
 from twophase.training.augment import Augment
+from twophase.training.distributed import worker
 from twophase.training.fit import Progress, Recipe, fit, prepare
 
 if TYPE_CHECKING:
@@ -143,7 +144,10 @@ def fit_rows(
         behind = images.subset(rows[~np.isin(images.label_of_row[rows], wanted)]) if mixes else None
         generator = ImageGenerator(augment=recipe.augment, background=behind)
         labels = one_hot[targets[rows]]
-        return generator.flow(images.subset(rows), labels, BATCH, split == SPLITS[0], weights, recipe.seed)
+        learning = split == SPLITS[0]
+        index, count = worker() if learning else (0, 1)  # validation is every worker's own
+        size, subset = BATCH // count, images.subset(rows)
+        return generator.flow(subset, labels, size, learning, weights, recipe.seed, shard=(index, count))
 
     loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.05)
     return fit(network, loss, batches(SPLITS[0]), batches(SPLITS[1]), recipe, state, progress)
@@ -187,7 +191,10 @@ def key_of(what: str, images: ImageSet, recipe: Recipe, starts: Iterable[Path]) 
     `what` is its kind, and after a space what else sets it apart.
     """
     code = code_digest(
-        *(f"twophase.training.{name}" for name in ("augment", "fit", "image_generator", "networks", "train")),
+        *(
+            f"twophase.training.{name}"
+            for name in ("augment", "distributed", "fit", "image_generator", "networks", "train")
+        ),
         "twophase.audio.frontend_graph",
         "twophase.release.convert",
         "twophase.release.runtime",
