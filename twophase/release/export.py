@@ -75,7 +75,7 @@ def export(
         "classifier": digest(classifier / "classifier.tflite"),
         "weights": trained["weights"],
     }
-    name = release_id(labels, computes, point.threshold)
+    name = release_id(labels, computes, point.threshold, point.rejection)
     if (releases / name).is_dir():
         verify(releases / name)
         return releases / name
