@@ -126,9 +126,9 @@ def _fold(found: Dataset, k: int, workdir: Path) -> dict[str, Any]:
     figures: dict[str, float] = {}
     for condition, given in answers.items():
         test = given.of("test")
-        found_here = evaluate(test, point.threshold)
+        found_here = evaluate(test, point.threshold, point.rejection)
         careful = evaluate(test, choose(given.of("validation"), Rule(recall=0.99)).threshold)["gate"]
-        larger = evaluate(by_large[condition], point.threshold)
+        larger = evaluate(by_large[condition], point.threshold, point.rejection)
         named = test.probabilities[:, :-1].argmax(axis=1) == test.truth
         figures |= {
             f"{condition}: {name}": float(value)
@@ -143,9 +143,7 @@ def _fold(found: Dataset, k: int, workdir: Path) -> dict[str, Any]:
                 "classifier top 3": found_here["classifier"]["top3"],
                 "pair accuracy": found_here["pair"]["accuracy"],
                 "large classifier accuracy": larger["classifier"]["accuracy"],
-                "pair accuracy with the large classifier": evaluate(by_large[condition], point.threshold)["pair"][
-                    "accuracy"
-                ],
+                "pair accuracy with the large classifier": larger["pair"]["accuracy"],
                 "escalated / wanted clips": found_here["pair"]["calls_ratio"] / test.wanted.mean(),
             }.items()
         }

@@ -50,9 +50,10 @@ def two_phase(place: Place) -> Any:
         namespace: str = "default",
         releases: str = "",
     ) -> None:
-        """`data` empty renders clips; `rule` is empty, `recall=R` or `miss=A,call=B`; `api_endpoint` is Vertex AI's.
+        """`data` empty renders clips; `rule` is empty, `recall=R` or costs; `api_endpoint` is Vertex AI's.
 
-        `namespace` and `releases` (a URL that the cluster reads) are where KServe finds things.
+        Costs are as in `miss=A,wrong=B,call=C,byte=D`. `namespace` and `releases` (a URL that the cluster reads) are
+        where KServe finds things.
         """
         named = {"project": project, "region": region, "api_endpoint": api_endpoint, "model": model}
         named |= {"namespace": namespace, "releases": releases}
