@@ -31,7 +31,7 @@ def evaluate(
     """Gate, classifier and the pair on labelled clips; what the release learned from is left out."""
     from twophase.training.examine import examine, show
 
-    found = examine(release, data_place(data), progress("ask about clips"))  # type: ignore[arg-type]  # takes URLs
+    found = examine(release, data_place(data), progress("ask about clips"))
     if as_json:
         print_json(found)
     else:
@@ -43,7 +43,7 @@ def tune(release: Release, data: DataPlace, recall: Recall = None, cost: Cost = 
     """Choose another threshold on validation clips, without training: makes a new release beside the old."""
     from twophase.training.examine import tune as tuned
 
-    found = tuned(release, data_place(data), rule(recall, cost), progress("tune"))  # type: ignore[arg-type]  # takes URLs
+    found = tuned(release, data_place(data), rule(recall, cost), progress("tune"))
     if as_json:
         print_json(found)
     else:
@@ -60,7 +60,7 @@ def compare(
     """Is the second release better than the first, worse, or not shown to be either? Overall and by label."""
     from twophase.training.examine import compare as compared
 
-    verdict = compared(champion, challenger, data_place(data), progress("compare"))  # type: ignore[arg-type]  # takes URLs
+    verdict = compared(champion, challenger, data_place(data), progress("compare"))
     if as_json:
         print_json({"verdict": verdict.name, "words": verdict.words, "labels": verdict.labels})
     else:
