@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twophase.audio.dataset import Clip
+from twophase.files import digest
 from twophase.training.conditions import CONDITIONS, SNRS_DB, SWEEP, Field, channel, mix, quieter
 
 
@@ -18,7 +19,7 @@ def tone(hz: float, n: int = 16_000) -> np.ndarray:
 
 def clip(path: Path, label: str, split: str, pcm: np.ndarray) -> Clip:
     soundfile.write(path, pcm, 16_000, subtype="FLOAT")
-    return Clip(f"{abs(hash(path.name)) % 10**9:064x}", str(path), path.name, label, path.name, split)
+    return Clip(digest(path.name.encode()), str(path), path.name, label, path.name, split)
 
 
 def test_the_channel_keeps_what_is_low_and_loses_what_is_high() -> None:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,8 @@ from twophase.training.evaluate import evaluate, evaluate_conditions
 from twophase.training.fit import Recipe
 
 
-@pytest.mark.parametrize("make", [networks.gate, networks.classifier])
-def test_the_small_networks_start_from_what_they_learned_of_rendered_sounds(make) -> None:
+@pytest.mark.parametrize("make", [networks.gate, networks.classifier, partial(networks.classifier, backbone="large")])
+def test_the_networks_start_from_what_they_learned_of_rendered_sounds(make) -> None:
     first, second = (make(5).get_weights() for _ in range(2))
     for a, b in zip(first[:-2], second[:-2], strict=True):  # all but the last layer's
         np.testing.assert_array_equal(a, b)
