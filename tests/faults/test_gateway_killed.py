@@ -8,7 +8,6 @@ import os
 import random
 import threading
 import time
-from collections import Counter
 from pathlib import Path
 
 import httpx
@@ -41,7 +40,7 @@ class Sender(threading.Thread):
         self.name_, self.key, self.where, self.chance = name, key, where, random.Random(seed)
         self.clips: dict[int, bytes] = {}
         self.stored: set[int] = set()
-        self.answered: Counter[int] = Counter()
+        self.answered: set[int] = set()
         self.acknowledged: set[int] = set()
         self.wrong: list[str] = []
         self.filling, self.failed = True, None
@@ -67,9 +66,10 @@ class Sender(threading.Thread):
                     self.wrong.append(f"{number} was answered again after it was acknowledged")
                 if "prediction" not in item:
                     self.wrong.append(f"{number}: {item}")
-                self.answered[number] += 1
-                device.acknowledge(number)
-                self.acknowledged.add(number)
+                self.answered.add(number)
+            if told := self.answered - self.acknowledged:  # also again: the word that it was heard may have been lost
+                device.acknowledge(*told)
+                self.acknowledged |= told
 
     def _send(self, device: Device, number: int) -> None:
         data = self.clips[number]
