@@ -50,7 +50,10 @@ def running(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
 
 def ended(process: int) -> None:
     """Wait for the end of a process that is not a child."""
-    watched = os.pidfd_open(process)
+    try:
+        watched = os.pidfd_open(process)
+    except ProcessLookupError:  # it was quicker
+        return
     try:
         poll = select.poll()
         poll.register(watched, select.POLLIN)
