@@ -54,9 +54,10 @@ def running(state: str) -> Iterator[tuple[str, str]]:
         "--tmpfs=/tmp",
         "--cap-drop=ALL",
         "--security-opt=no-new-privileges",
+        "--network=host",
         f"--volume={state}:/state",
     ]
-    told = ["--behind-proxy", "--api-endpoint", "http://127.0.0.1:9"]
+    told = ["--behind-proxy", "--api-endpoint", "http://127.0.0.1:9", "--port", str(port)]
     name = docker("run", "--detach", *place, IMAGE, *told)
     try:
         url, ends = f"http://127.0.0.1:{port}", time.monotonic() + 60
