@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 from twophase.errors import TwoPhaseError, UsageError
+from twophase.targets import google_errors
 
 
 class AlreadyThere(TwoPhaseError):
@@ -17,25 +18,13 @@ class RunEndedBadly(TwoPhaseError):
 @contextlib.contextmanager
 def in_words(at: str, what: str) -> Iterator[None]:
     """Turn what Google's clients raise into this project's errors: `at` is the address, `what` is asked for there."""
-    from google.api_core import exceptions as said
-    from google.auth.exceptions import GoogleAuthError
-    from requests import RequestException
+    from google.api_core.exceptions import Conflict
 
     try:
-        yield
-    except said.Conflict as error:  # AlreadyExists through gRPC, its parent through REST
-        raise AlreadyThere(f"{what}: a run of this id is there already; nothing was done") from error
-    except GoogleAuthError as error:
-        raise TwoPhaseError(f"{at}: no credentials ({error}); run `gcloud auth application-default login`") from error
-    except (said.Forbidden, said.Unauthorized) as error:
-        raise TwoPhaseError(f"{at}: not allowed ({error.message}); docs/vertex.md lists the roles") from error
-    except said.TooManyRequests as error:
-        raise TwoPhaseError(f"{at}: over a quota ({error.message}); ask for more, or give other machines") from error
-    except said.NotFound as error:
-        raise TwoPhaseError(f"{at}: {error.message}; see that project, region and bucket exist") from error
-    except said.GoogleAPIError as error:
-        raise TwoPhaseError(f"{at}: {getattr(error, 'message', error)}") from error
-    except (RequestException, ConnectionError) as error:
-        raise TwoPhaseError(f"{at}: does not answer ({type(error).__name__}); see that the address is right") from error
+        with google_errors.in_words(at):
+            try:
+                yield
+            except Conflict as error:  # AlreadyExists through gRPC, its parent through REST
+                raise AlreadyThere(f"{what}: a run of this id is there already; nothing was done") from error
     except ValueError as error:
         raise UsageError(f"{what}: {error}") from error

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from twophase.targets.google_errors import in_words
 from twophase.targets.traffic import CANARY_PERCENT
 from twophase.targets.vertex import Registry
 
@@ -29,9 +30,10 @@ def whats_live(project: str, region: str, api_endpoint: str, model: str) -> Live
     """What there is under the display name `model`. Raises `TwoPhaseError` when the address cannot be asked."""
     from google.cloud import aiplatform
 
-    Registry(project, region, api_endpoint)  # points the SDK at the address
+    registry = Registry(project, region, api_endpoint)  # points the SDK at the address
     named = f'display_name="{model}"'
-    models, endpoints = aiplatform.Model.list(filter=named), aiplatform.Endpoint.list(filter=named)
+    with in_words(registry.address):
+        models, endpoints = aiplatform.Model.list(filter=named), aiplatform.Endpoint.list(filter=named)
     return Live(
         models[0].resource_name.split("@")[0] if models else "",
         endpoints[0].resource_name if endpoints else "",
