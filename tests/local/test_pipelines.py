@@ -65,6 +65,34 @@ def cut_off(path: str):
     wait_for(path=note(path=path).output)
 
 
+@dsl.component(base_image="python:3.11", install_kfp_package=False)
+def second_time(path: str) -> str:
+    import pathlib
+
+    tried = pathlib.Path(path + ".tried")
+    if not tried.exists():
+        tried.touch()
+        raise OSError("the first time")
+    return path
+
+
+@dsl.component(base_image="python:3.11", install_kfp_package=False)
+def kill(word: str) -> str:
+    import os
+
+    print("words of no use")
+    if word == "b":
+        os.kill(os.getpid(), 9)
+    return word
+
+
+@dsl.pipeline(name="one-of-a-loop")
+def one_of_a_loop(path: str):
+    again = second_time(path=path).set_retry(num_retries=1, backoff_duration="0s")
+    with dsl.ParallelFor(["a", "b", "c"]) as word:
+        kill(word=word).after(again)
+
+
 @pytest.fixture
 def sdk(platform: Address) -> None:
     connect(platform)
@@ -109,8 +137,10 @@ def test_submit_and_wait(tmp_path: Path, home: Path) -> None:
 
     bad = job(tmp_path, sums, "bad-1", a=1, b=-1)
     bad.submit()
-    with pytest.raises(RuntimeError, match="add"):
+    with pytest.raises(RuntimeError, match="add: ValueError: b is negative"):
         bad.wait()
+    ((name, state, error),) = [(t.task_name, t.state.name, t.error.message) for t in bad.task_details]
+    assert (name, state, error) == ("add", "FAILED", "ValueError: b is negative")
     assert [j.name for j in aiplatform.PipelineJob.list(filter='display_name="good-1"')] == [run.name]
     run.delete()
 
@@ -124,6 +154,17 @@ def test_cancel(tmp_path: Path) -> None:
         assert run.state.name in ("PIPELINE_STATE_PENDING", "PIPELINE_STATE_RUNNING")
     run.cancel()
     assert run.state.name == "PIPELINE_STATE_CANCELLED"
+    assert [t.state.name for t in run.task_details] == ["CANCELLED"]
+
+
+@pytest.mark.usefixtures("sdk")
+def test_the_step_that_failed_is_named_in_a_loop_and_one_that_was_tried_again_is_not(tmp_path: Path) -> None:
+    run = job(tmp_path, one_of_a_loop, "loop-1", path=str(tmp_path / "path"))
+    run.submit()
+    with pytest.raises(RuntimeError, match="kill: ended without a message.*words of no use|Killed"):
+        run.wait()
+    assert [(t.task_name, t.state.name) for t in run.task_details] == [("second-time", "SUCCEEDED"), ("kill", "FAILED")]
+    assert "the first time" not in str(run.gca_resource.error)
 
 
 @pytest.mark.usefixtures("sdk")

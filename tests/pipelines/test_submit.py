@@ -49,7 +49,7 @@ def test_an_id_is_asked_for_once(vertex: Vertex, small_spec: dict[str, Any]) -> 
 
 def test_a_run_that_fails_says_why(vertex: Vertex, small_spec: dict[str, Any]) -> None:
     name = vertex.submit(Submission(small_spec, "fails", {"data": "d", "fail": True}))
-    with pytest.raises(RunEndedBadly, match=r"failed.*submit it again"):
+    with pytest.raises(RunEndedBadly, match=r"failed: try-it: d: is asked to fail; .*submit it again"):
         vertex.wait(name)
 
 

@@ -13,12 +13,17 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from twophase.progress import parse
 
 _COLOUR = re.compile(r"\x1b\[\d+m")
 _STARTED = re.compile(r"Executing task '([^']+)'")
 _ENDED = re.compile(r"Task '([^']+)' finished with status (\w+)")
+_FATAL = re.compile(r"Inner task failed: '([^']+)'")
+_RAISED = re.compile(r"^( *)Traceback \(most recent call last\):\n(?:\1 .*\n)+((?:\1\S.*\n?)+)", re.MULTILINE)
 _STATES = {"SUCCESS": "SUCCEEDED", "FAILURE": "FAILED", "SKIPPED": "SKIPPED"}
 
 
@@ -43,15 +48,45 @@ def arguments(spec: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     return {name: int(value) if name in whole else value for name, value in given.items()}
 
 
-def tasks(log: str) -> dict[str, str]:
-    """The state of each task that a log tells of, in the order in which they started."""
-    found: dict[str, str] = {}
-    for line in _COLOUR.sub("", log).splitlines():
+@dataclass(frozen=True)
+class Task:
+    """Where a task stands, as the API says it, and what it said last where it failed."""
+
+    state: str
+    error: str = ""
+
+
+def tasks(log: str) -> dict[str, Task]:
+    """The tasks that a log tells of, in the order in which they started.
+
+    Those of a loop share one name, as a task does that is tried again: the last word counts, and that of the whole
+    pipeline, which names the one that it failed for.
+    """
+    found: dict[str, Task] = {}
+    began: dict[str, int] = {}
+    failures: dict[str, Task] = {}
+    lines = _COLOUR.sub("", log).splitlines()
+    for at, line in enumerate(lines):
         if started := _STARTED.search(line):
-            found[started[1]] = "RUNNING"
-        elif ended := _ENDED.search(line):
-            found[ended[1]] = _STATES.get(ended[2], "FAILED")
+            began.setdefault(started[1], at)
+            found[started[1]] = Task("RUNNING")
+        elif (ended := _ENDED.search(line)) and ended[1] in began:
+            found[ended[1]] = Task(_STATES.get(ended[2], "FAILED"))
+            if found[ended[1]].state == "FAILED":
+                found[ended[1]] = failures[ended[1]] = Task("FAILED", _error(lines[began[ended[1]] : at]))
+        elif (fatal := _FATAL.search(line)) and fatal[1] in failures:
+            found[fatal[1]] = failures[fatal[1]]
     return found
+
+
+def _error(said: list[str]) -> str:
+    """Why a step failed: what it says itself (progress.py), else its exception, else what it said last."""
+    if errors := [event.error for event in map(parse, said) if event and event.error]:
+        return errors[-1]
+    if raised := _RAISED.findall("\n".join(said)):
+        return " ".join(raised[-1][1].split())
+    last = next((line.strip() for line in reversed(said) if line.strip()), "")
+    return f"ended without a message; the last line of its output is: {last}"
 
 
 def _end_with(parent: int) -> None:

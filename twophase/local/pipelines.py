@@ -135,8 +135,9 @@ class Pipelines:
         if self._background.stopping:
             return
         if code:
-            words = (job / "log").read_text("utf-8", "replace").strip().splitlines()
-            self._fail(name, words[-1] if words else f"the process ended with {code}")
+            said = (job / "log").read_text("utf-8", "replace").strip()
+            steps = [f"{task}: {found.error}" for task, found in pipeline.tasks(said).items() if found.error]
+            self._fail(name, "; ".join(steps) or said.rpartition("\n")[2] or f"the process ended with {code}")
         else:
             self._background.change(lambda: self._advance(name, "PIPELINE_STATE_SUCCEEDED"))
 
@@ -161,16 +162,18 @@ class Pipelines:
         fields: dict[str, Any] = {"state": state, "updateTime": time}
         fields["startTime" if state == "PIPELINE_STATE_RUNNING" else "endTime"] = time
         if reason:
-            fields["error"] = {"code": 9, "message": reason}
+            fields["error"] = _status(reason)
         with self._store.transaction():
             self._store.put(_KIND, {**self._get(name), **fields})
 
     def _with_tasks(self, body: JSON) -> JSON:
         log = self._job(body["name"]) / "log"
-        states = pipeline.tasks(log.read_text("utf-8", "replace")) if log.is_file() else {}
-        details = [
-            {"taskId": str(i), "taskName": name, "state": state} for i, (name, state) in enumerate(states.items(), 1)
-        ]
+        tasks = pipeline.tasks(log.read_text("utf-8", "replace")) if log.is_file() else {}
+        details = []
+        for i, (name, task) in enumerate(tasks.items(), 1):
+            cut_off = task.state == "RUNNING" and body["state"] not in _UNDER_WAY
+            detail = {"taskId": str(i), "taskName": name, "state": "CANCELLED" if cut_off else task.state}
+            details.append(detail | ({"error": _status(task.error)} if task.error else {}))
         return {**body, "jobDetail": {"taskDetails": details}} if details else body
 
     def _get(self, name: str) -> JSON:
@@ -184,3 +187,8 @@ class Pipelines:
 
     def _job(self, name: str) -> Path:
         return self._folder / digest(name.encode())[:16]
+
+
+def _status(message: str) -> JSON:
+    """A failure as the API says it: FAILED_PRECONDITION, which is what asking again as it is would meet."""
+    return {"code": 9, "message": message}
