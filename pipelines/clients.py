@@ -15,7 +15,7 @@ from typing import Any
 
 from pipelines.refusals import RunEndedBadly, in_words
 from pipelines.submission import Submission
-from twophase.errors import TwoPhaseError, UsageError
+from twophase.errors import TwoPhaseError
 
 ENDED = {"PIPELINE_STATE_SUCCEEDED", "PIPELINE_STATE_FAILED", "PIPELINE_STATE_CANCELLED"}
 
@@ -33,8 +33,8 @@ class Vertex:
         self._sdk, self.project, self.region, self.api_endpoint = aiplatform, project, region, api_endpoint
         self._parent = f"projects/{project}/locations/{region}"
 
-    def request(self, submission: Submission) -> dict[str, Any]:
-        """The request as it would be sent: `CreatePipelineJobRequest` in proto-JSON."""
+    def request(self, submission: Submission, cron: str = "") -> dict[str, Any]:
+        """The request as it would be sent, in proto-JSON: `CreatePipelineJobRequest`, with `cron` of a schedule."""
         from google.auth.credentials import AnonymousCredentials
 
         with self._in_words(submission.job_id):
@@ -42,7 +42,15 @@ class Vertex:
         for name, value in (("serviceAccount", submission.service_account), ("network", submission.network)):
             if value:
                 job[name] = value
-        return {"parent": self._parent, "pipelineJobId": submission.job_id, "pipelineJob": job}
+        if not cron:
+            return {"parent": self._parent, "pipelineJobId": submission.job_id, "pipelineJob": job}
+        schedule = {
+            "displayName": submission.arguments.get("model", submission.name),  # by which `unschedule` finds it
+            "cron": cron,
+            "maxConcurrentRunCount": "1",
+            "createPipelineJobRequest": {"parent": self._parent, "pipelineJob": job},
+        }
+        return {"parent": self._parent, "schedule": schedule}
 
     def submit(self, submission: Submission) -> str:
         """Ask for a run; return its resource name. Raises `AlreadyThere`, `TwoPhaseError`."""
@@ -79,17 +87,22 @@ class Vertex:
 
     def schedule(self, submission: Submission, cron: str) -> str:
         """Ask for a run at every time of `cron`, one at a time; return the schedule's resource name."""
-        if self.api_endpoint:
-            raise UsageError("--schedule: the platform on this machine has none; let cron call `twophase submit`")
+        from google.cloud.aiplatform_v1 import types
+        from google.protobuf import json_format
+
+        asked = json_format.ParseDict(self.request(submission, cron), types.CreateScheduleRequest.pb()())
         with self._in_words(submission.job_id):
-            made = self._job(submission).create_schedule(
-                cron=cron,
-                display_name=str(submission.arguments.get("model", submission.name)),  # by which `destroy` finds it
-                max_concurrent_run_count=1,
-                service_account=submission.service_account or None,
-                network=submission.network or None,
-            )
-        return str(made.resource_name)
+            schedules = self._sdk.PipelineJobSchedule(self._job(submission), submission.name).api_client
+            made = schedules.create_schedule(request=types.CreateScheduleRequest.wrap(asked))
+        return str(made.name)
+
+    def unschedule(self, model: str) -> list[str]:
+        """Delete the schedules of a model, of which no run starts any more; return their resource names."""
+        with self._in_words(model):
+            found = self._sdk.PipelineJobSchedule.list(filter=f'display_name="{model}"')
+            for schedule in found:
+                schedule.delete()
+        return [str(schedule.resource_name) for schedule in found]
 
     def get(self, job_id: str) -> Any:
         """The job of that id as the SDK has it, or None."""

@@ -31,10 +31,11 @@ class Kubeflow:
         except Exception as error:  # its client raises what its HTTP library does
             raise TwoPhaseError(f"{self.host}: is no Kubeflow Pipelines host that answers ({_short(error)})") from error
 
-    def request(self, submission: Submission) -> dict[str, Any]:
-        """What would be sent: the run's name, spec and arguments."""
+    def request(self, submission: Submission, cron: str = "") -> dict[str, Any]:
+        """What would be sent: the run's name, spec and arguments, with `cron` those of a schedule."""
         config = {"parameters": submission.arguments, "pipeline_root": submission.root}
-        return {"display_name": submission.job_id, "pipeline_spec": submission.spec, "runtime_config": config}
+        run = {"display_name": submission.job_id, "pipeline_spec": submission.spec, "runtime_config": config}
+        return run | ({"trigger": {"cron_schedule": {"cron": cron}}, "max_concurrency": 1} if cron else {})
 
     def submit(self, submission: Submission) -> str:
         """Ask for a run; return its id."""

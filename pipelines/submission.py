@@ -96,13 +96,16 @@ def _with_image(text: str, image: str) -> dict[str, Any]:
 def data_state(data: str) -> tuple[str, int]:
     """A digest of what lies at a folder, a URL or one file of it, by names and stamps; and how many files there are.
 
-    Nothing is read but the listing: another digest means that there may be new clips. Raises `sources.Unreachable`.
+    Nothing is read but the listing: another digest means that there may be new clips. Raises `sources.Unreachable`,
+    also where nothing lies.
     """
     if not data:
         return "", 0
-    place = data.rpartition("/")[0] if data.endswith((".csv", ".tar")) else data
-    found = [[file.name, file.stamp] for file in sources.listing(place)]
-    return digest_of(found), len(found)
+    one = data.endswith((".csv", ".tar"))
+    found = list(sources.listing(data.rpartition("/")[0] if one else data))
+    if not found or (one and data not in (file.location for file in found)):
+        raise sources.Unreachable(data, "nothing lies there; give a place that holds clips", gone=True)
+    return digest_of([[file.name, file.stamp] for file in found]), len(found)
 
 
 def for_machine(arguments: dict[str, Any], workdir: Path, project: str, region: str, api_endpoint: str) -> Submission:
@@ -110,8 +113,9 @@ def for_machine(arguments: dict[str, Any], workdir: Path, project: str, region: 
 
     Raises `TwoPhaseError` while a `twophase run` is at the workdir; for runs of its own the platform waits.
     """
-    with shared(workdir):  # its first step would be refused
-        pass
+    if workdir.is_dir():
+        with shared(workdir):  # its first step would be refused
+            pass
     place = {"workdir": str(workdir), "project": project, "region": region, "api_endpoint": api_endpoint}
     given = {**_with_digest(arguments), **place}
     return Submission(read_spec("two_phase.local"), new_id(), given, labels=_labels(given))
@@ -134,7 +138,7 @@ def for_vertex(
     lies below `bucket`, and so do the packs of images, which a later run finds again.
     """
     at = in_bucket(bucket)
-    _need_url(arguments.get("data", ""))
+    _need_reachable(arguments)
     if "." not in image.partition("/")[0]:
         raise UsageError(
             f"--image {image or '(none)'}: Vertex AI cannot pull it; push the trainer with `twophase containers push` "
@@ -161,7 +165,7 @@ def for_kubeflow(
     arguments: dict[str, Any], bucket: str, image: str, namespace: str, server_image: str = "", **given: Any
 ) -> Submission:
     """A run of `two_phase.kubeflow`; below `bucket`, a URL, lie its outputs, images and the releases KServe reads."""
-    _need_url(arguments.get("data", ""))
+    _need_reachable(arguments)
     if not sources.is_url(bucket):
         raise UsageError(f"--bucket {bucket or '(none)'}: s3://BUCKET, gs://BUCKET and the like are accepted")
     at = f"{bucket.rstrip('/')}/two-phase"
@@ -205,6 +209,9 @@ def _labels(arguments: dict[str, Any]) -> dict[str, str]:
     return {"data": arguments["data_digest"][:40] or "rendered"}
 
 
-def _need_url(data: str) -> None:
+def _need_reachable(arguments: dict[str, Any]) -> None:
+    data, weights = arguments.get("data", ""), arguments.get("weights", "")
     if data and not sources.is_url(data):
         raise UsageError(f"--data {data}: lies on this machine; copy it to a bucket and give gs://BUCKET/FOLDER")
+    if weights not in ("", "random", "imagenet"):
+        raise UsageError(f"--weights {weights}: lies on this machine, where no step of that run is; give imagenet")

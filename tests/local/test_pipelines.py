@@ -80,7 +80,6 @@ def second_time(path: str) -> str:
 def kill(word: str) -> str:
     import os
 
-    print("words of no use")
     if word == "b":
         os.kill(os.getpid(), 9)
     return word
@@ -161,7 +160,7 @@ def test_cancel(tmp_path: Path) -> None:
 def test_the_step_that_failed_is_named_in_a_loop_and_one_that_was_tried_again_is_not(tmp_path: Path) -> None:
     run = job(tmp_path, one_of_a_loop, "loop-1", path=str(tmp_path / "path"))
     run.submit()
-    with pytest.raises(RuntimeError, match="kill: ended without a message.*words of no use|Killed"):
+    with pytest.raises(RuntimeError, match="kill: ended without a message"):
         run.wait()
     assert [(t.task_name, t.state.name) for t in run.task_details] == [("second-time", "SUCCEEDED"), ("kill", "FAILED")]
     assert "the first time" not in str(run.gca_resource.error)

@@ -74,7 +74,9 @@ def test_a_run_and_a_schedule_carry_the_spec_and_its_arguments(host: str) -> Non
     assert asked.arguments["releases"] == "s3://b/two-phase/releases"
     images = {e["container"]["image"] for e in asked.spec["deploymentSpec"]["executors"].values()}
     assert images == {"registry.example/trainer:1"}
-    assert sent["recurringruns"]["trigger"]["cron_schedule"]["cron"] == "0 3 * * *"
+    again, expected = sent["recurringruns"], client.request(asked, "0 3 * * *")
+    assert again["trigger"] == expected["trigger"] == {"cron_schedule": {"cron": "0 3 * * *"}}
+    assert again["max_concurrency"] == expected["max_concurrency"]
     known = set(kfp_server_api.V2beta1Run.attribute_map.values())
     assert run.keys() <= known
 

@@ -28,6 +28,7 @@ from pipelines.submission import Submission, data_state, for_machine, for_vertex
 from twophase.errors import TwoPhaseError, UsageError
 from twophase.files import locked
 from twophase.local.process import Address
+from twophase.targets.live import whats_live
 
 PLACE = ("local", "us-central1")
 IMAGE = "us-central1-docker.pkg.dev/p/twophase/trainer:0.1.0"
@@ -104,6 +105,13 @@ def test_what_vertex_cannot_reach_is_said_first(bucket: str, image: str, data: s
         for_vertex({"data": data}, bucket, image, "p", "us-central1")
 
 
+def test_weights_on_this_machine_are_for_runs_on_this_machine(tmp_path: Path) -> None:
+    weights = {"weights": str(tmp_path / "own.weights.h5")}
+    with pytest.raises(UsageError, match=r"--weights .*lies on this machine"):
+        for_vertex(weights, "gs://b", IMAGE, "p", "us-central1")
+    assert for_machine(weights, tmp_path, *PLACE, "http://127.0.0.1:9").arguments["weights"] == weights["weights"]
+
+
 def test_steps_in_the_cloud_run_in_the_pushed_image_with_images_in_the_bucket() -> None:
     asked = for_vertex({"data": ""}, "gs://b/", IMAGE, "p", "us-central1", Machines(spot=True))
     assert asked.root == "gs://b/two-phase/runs"
@@ -128,15 +136,29 @@ def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
 
 
 class Captured(BaseHTTPRequestHandler):
-    """Answers a pipeline job as Vertex AI does, and keeps what was sent."""
+    """Answers a pipeline job and a schedule as Vertex AI does, and keeps what was sent."""
 
     sent: list[tuple[str, dict[str, Any]]]
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         self.sent.append((self.path, body))
-        job = parse_qs(urlsplit(self.path).query)["pipelineJobId"][0]
-        data = json.dumps({**body, "name": f"projects/p/locations/us-central1/pipelineJobs/{job}"}).encode()
+        url = urlsplit(self.path)
+        (identity,) = parse_qs(url.query).get("pipelineJobId", ["1"])
+        self._answer({**body, "name": f"{url.path.removeprefix('/v1/')}/{identity}"})
+
+    def do_GET(self) -> None:
+        name = f"{urlsplit(self.path).path.removeprefix('/v1/')}/1"
+        (wanted,) = parse_qs(urlsplit(self.path).query)["filter"]
+        self._answer({"schedules": [{"name": name}] if wanted == 'display_name="scheduled"' else []})
+
+    def do_DELETE(self) -> None:
+        self.sent.append((self.path, {}))
+        name = urlsplit(self.path).path.removeprefix("/v1/")
+        self._answer({"name": f"{name}/operations/1", "done": True, "response": {"@type": EMPTY}})
+
+    def _answer(self, value: dict[str, Any]) -> None:
+        data = json.dumps(value).encode()
         self.send_response(200)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(data)))
@@ -145,6 +167,31 @@ class Captured(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+EMPTY = "type.googleapis.com/google.protobuf.Empty"
+
+
+def test_a_schedule_is_sent_as_its_dry_run_says_and_found_by_its_model() -> None:
+    Captured.sent = []
+    with serving(Captured) as address:
+        vertex = Vertex("p", "us-central1", address)
+        account = Machines(service_account="runner@p.iam.gserviceaccount.com")
+        asked = for_vertex({"data": "", "model": "scheduled"}, "gs://b", IMAGE, "p", "us-central1", account)
+        name = vertex.schedule(asked, "0 3 * * *")
+        expected = vertex.request(asked, "0 3 * * *")
+        assert vertex.unschedule("another") == []
+        assert vertex.unschedule("scheduled") == [name]
+    (path, body), (deleted, _) = Captured.sent
+
+    def message(schedule: dict[str, Any]) -> Any:
+        return json_format.ParseDict(schedule, types.Schedule.pb()())
+
+    assert urlsplit(path).path == f"/v1/{expected['parent']}/schedules"
+    assert message(body) == message(expected["schedule"])
+    assert message(body).cron == "0 3 * * *"
+    assert message(body).create_pipeline_job_request.pipeline_job.service_account == account.service_account
+    assert urlsplit(deleted).path == f"/v1/{name}"
 
 
 def test_a_dry_run_prints_what_the_official_client_sends() -> None:
@@ -247,8 +294,8 @@ class Refusing(BaseHTTPRequestHandler):
 
     code: int
 
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["content-length"]))
+    def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length", 0)))
         data = json.dumps({"error": {"code": self.code, "message": "because", "status": "X"}}).encode()
         self.send_response(self.code)
         self.send_header("content-type", "application/json")
@@ -256,25 +303,35 @@ class Refusing(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
+    def do_POST(self) -> None:
+        self.do_GET()
+
     def log_message(self, *_: object) -> None:
         pass
 
 
-@pytest.mark.parametrize(
-    ("code", "words"),
-    [
-        (401, "no credentials"),
-        (403, "not allowed .*because.*docs/vertex.md lists the roles"),
-        (404, "because; see that project, region and bucket exist"),
-        (409, "a run of this id is there already"),
-        (429, "over a quota .*because.*ask for more"),
-        (400, "because"),
-    ],
-)
+REFUSALS = [
+    (401, "no credentials"),
+    (403, "not allowed .*because.*docs/vertex.md lists the roles"),
+    (404, "because; see that project, region and bucket exist"),
+    (429, "over a quota .*because.*ask for more"),
+    (503, "does not answer .*because.*try again"),
+    (400, "because"),
+]
+
+
+@pytest.mark.parametrize(("code", "words"), [*REFUSALS, (409, "a run of this id is there already")])
 def test_what_a_cloud_refuses_comes_back_as_one_message(small_spec: dict[str, Any], code: int, words: str) -> None:
     Refusing.code = code
     with serving(Refusing) as address, pytest.raises(TwoPhaseError, match=words):
         Vertex(*PLACE, address).submit(Submission(small_spec, "j", {"data": "d"}))
+
+
+@pytest.mark.parametrize(("code", "words"), REFUSALS)
+def test_a_step_that_may_not_look_what_is_live_says_so_in_one_message(code: int, words: str) -> None:
+    Refusing.code = code
+    with serving(Refusing) as address, pytest.raises(TwoPhaseError, match=f"{address}: .*{words}"):
+        whats_live(*PLACE, address, "two-phase")
 
 
 def test_a_registry_that_lacks_the_image_ends_a_submission_before_anything_is_asked_for(platform: Address) -> None:
@@ -305,6 +362,9 @@ def test_the_data_s_digest_follows_names_and_stamps(tmp_path: Path) -> None:
     assert data_state(str(tmp_path))[1] == 2
     assert data_state(str(tmp_path))[0] != first[0]
     assert data_state("") == ("", 0)
+    for missing in (tmp_path / "b", tmp_path / "labels.csv"):
+        with pytest.raises(TwoPhaseError, match=f"{missing}: nothing lies there"):
+            data_state(str(missing))
 
 
 def test_an_estimate_names_machines_and_grows_with_the_clips(tmp_path: Path) -> None:
@@ -346,6 +406,10 @@ def test_a_dry_run_needs_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None
         (("submit", "--target", "moon"), "--target moon: is not known; local or vertex or kubeflow"),
         (("submit", "--target", "vertex"), "--project: give the Google Cloud project"),
         (("submit", "--target", "kubeflow"), "--host: give the address"),
+        (("submit", "--schedule", "0 3 * * *"), "--schedule: the platform on this machine has none; let cron call"),
+        ((*VERTEX, "--schedule", "0 3 * * *", "--wait"), "--schedule and --wait exclude each other"),
+        ((*VERTEX, "--backbone", "moon"), "--backbone moon: is not known; small or"),
+        ((*VERTEX, "--weights", "imagenet"), "--weights imagenet: is not for the small network"),
         ((*VERTEX, "--label", "team"), "--label team: is not understood; NAME=VALUE"),
         (("containers", "build", "moon"), "moon: is no image of this project; "),
     ],
@@ -355,6 +419,15 @@ def test_wrong_usage_is_one_message_and_exit_code_2(arguments: tuple[str, ...], 
     assert done.returncode == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_dry_run_starts_no_platform_and_makes_no_workdir(tmp_path: Path) -> None:
+    places = ("--home", str(tmp_path / "home"), "--workdir", str(tmp_path / "work"))
+    done = twophase("submit", "--dry-run", *places)
+    assert done.returncode == 0, done.stderr
+    request = json_format.ParseDict(json.loads(done.stdout), types.CreatePipelineJobRequest.pb()())
+    assert request.pipeline_job.runtime_config.parameter_values["workdir"].string_value == str(tmp_path / "work")
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_is_asked_for_where_nobody_agreed(platform: Address) -> None:

@@ -1,6 +1,7 @@
-"""`twophase submit`, `watch` and `destroy`: runs elsewhere, by hand or for new data; and taking it all down."""
+"""`twophase submit`, `unschedule` and `watch`: runs elsewhere, by hand, by the clock or for new data."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +28,7 @@ from twophase.cli.options import (
     Wanted,
     Weights,
     Workdir,
+    backbone_and_weights,
     data_place,
     one_of,
     platform,
@@ -87,13 +89,20 @@ def submit(
 
     Says what a run on Vertex AI is likely to cost before it asks for one.
     """
-    from dataclasses import replace
-
+    one_of("--target", target, ("local", "vertex", "kubeflow"))
+    one_of("--on-bad-clip", on_bad_clip, ("skip", "fail"))
+    backbone_and_weights(backbone, weights)
+    if schedule and wait:
+        raise UsageError("--schedule and --wait exclude each other: a schedule has no end; leave one of them out")
+    if schedule and target == "local":
+        raise UsageError("--schedule: the platform on this machine has none; let cron call `twophase submit`")
+    if target == "vertex" and project == LOCAL:
+        raise UsageError("--project: give the Google Cloud project that the run belongs to")
+    if target == "kubeflow" and not host:
+        raise UsageError("--host: give the address of the Kubeflow Pipelines API, such as http://localhost:8888")
     from pipelines import clients, image_check, kubeflow, submission
     from pipelines.places import Machines
 
-    one_of("--target", target, ("local", "vertex", "kubeflow"))
-    one_of("--on-bad-clip", on_bad_clip, ("skip", "fail"))
     arguments: dict[str, Any] = {
         "data": data_place(data),
         "wanted": wanted,
@@ -102,14 +111,12 @@ def submit(
         "seed": seed,
         "quick": quick,
         "backbone": backbone,
-        "weights": weights,
+        "weights": data_place(weights) if Path(weights).is_file() else weights,
         "rule": rule(recall, cost),
         "model": model,
     }
     client: clients.Vertex | kubeflow.Kubeflow
     if target == "vertex":
-        if project == LOCAL:
-            raise UsageError("--project: give the Google Cloud project that the run belongs to")
         chosen = Machines(
             machine or Machines.machine_type,
             accelerator,
@@ -137,8 +144,6 @@ def submit(
                 image_check.check_image(needed)
             _agree(submission.data_state(arguments["data"])[1] or 20 * per_label, chosen, prices, yes)
     elif target == "kubeflow":
-        if not host:
-            raise UsageError("--host: give the address of the Kubeflow Pipelines API, such as http://localhost:8888")
         asked = submission.for_kubeflow(
             arguments,
             bucket,
@@ -150,18 +155,18 @@ def submit(
         )
         client = kubeflow.Kubeflow(host)
     else:
-        address = api_endpoint or platform(home)
+        address = api_endpoint or (_address(home) if dry_run else platform(home))
         asked = submission.for_machine(arguments, workdir.resolve(), project, region, address)
         asked = replace(asked, labels={**asked.labels, **_pairs("--label", label)})
         client = clients.Vertex(project, region, address)
     if schedule:
         asked = submission.to_repeat(asked)
     if dry_run:
-        print_json(client.request(asked))
+        print_json(client.request(asked, schedule))
         return
     name = client.schedule(asked, schedule) if schedule else client.submit(asked)
     typer.echo(client.console(name), err=True)
-    if wait and not schedule:
+    if wait:
         client.wait(name, lambda task, state: typer.echo(f"{task}: {state.lower()}", err=True))
     if as_json:
         print_json({"name": name, "job_id": asked.job_id, "console": client.console(name)})
@@ -207,27 +212,26 @@ def watch(
 
 
 @app.command()
-def destroy(
-    model: ModelName = "two-phase",
-    project: Project = LOCAL,
+def unschedule(
+    model: Annotated[str, typer.Argument(help="Name of the model that the runs were for.")],
+    project: Annotated[str, typer.Option(envvar="TWOPHASE_PROJECT", help="Google Cloud project.")],
     region: Region = US,
     api_endpoint: ApiEndpoint = "",
-    home: Home = None,
-    yes: Yes = False,
 ) -> None:
-    """Take down what costs money or answers: schedules, the endpoint, the model with its versions. Buckets are kept."""
-    from pipelines.takedown import Takedown
+    """Delete the schedules on Vertex AI that `submit --schedule` made for a model. Runs under way go on."""
+    from pipelines.clients import Vertex
 
-    address = api_endpoint or (platform(home) if project == LOCAL else "")
-    found = Takedown(project, region, address, model)
-    doomed = found.find()
-    if not doomed:
-        typer.echo(f"{model}: there is nothing of it at {found.address}")
-        return
-    typer.echo("\n".join(f"{kind}  {name}" for kind, name in doomed), err=True)
-    _confirm(f"Delete these {len(doomed)}, for ever?", yes)
-    found.delete()
-    typer.echo(f"{len(doomed)} deleted")
+    deleted = Vertex(project, region, api_endpoint).unschedule(model)
+    typer.echo("\n".join(deleted) or f"{model}: has no schedule in {project}, {region}")
+
+
+def _address(home: Path | None) -> str:
+    """Where the platform of this machine is, or would be: it is not started."""
+    from twophase.local import process
+
+    home = home or process.default_home()
+    found = process.status(home)
+    return found.url if found else f"http://127.0.0.1:{process.last_port(home) or 'PORT'}"
 
 
 def _agree(clips: int, machines: Any, prices: Path | None, yes: bool) -> None:
