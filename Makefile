@@ -49,8 +49,10 @@ test-images: setup  ## build the images and run them (docker; long); BUILD='--ne
 	$(BIN)/twophase containers build $(IMAGES) $(foreach option,$(BUILD),--option=$(option))
 	TEST_IMAGES=1 $(BIN)/python -m pytest tests/images $(ARGS)
 
-lock: setup  ## renew the lock file
+lock: setup  ## renew the lock files: the packages, and CUDA's libraries for the TensorFlow among them
 	$(BIN)/uv pip compile --quiet --python-version 3.11 --all-extras --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements.lock
+	@echo 'tensorflow[and-cuda]' | $(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --python-platform linux --generate-hashes --no-emit-index-url --no-header --no-annotate -c requirements.lock - -o .venv/cuda.all
+	@{ grep '^#' containers/cuda.lock; sed -n '/^nvidia-/,/[^\\]$$/p' .venv/cuda.all; } >.venv/cuda.lock && mv .venv/cuda.lock containers/cuda.lock
 
 clean:  ## remove what was set up and made
 	rm -rf .venv twophase-work build dist
