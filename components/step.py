@@ -49,9 +49,10 @@ class _ToldToEnd(BaseException):
 
 @contextmanager
 def _ending_in_order() -> Iterator[None]:
-    """Make an exception of SIGTERM."""
+    """Make an exception of the first SIGTERM; one more, as of a runner that ends too, would cut off what unwinds."""
 
     def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise _ToldToEnd
 
     before = signal.signal(signal.SIGTERM, end)

@@ -6,16 +6,21 @@ challenger is right about every clip, or wrong about every one, and the live rel
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+import yaml
 from kfp import compiler, components, dsl, local
 from kfp.dsl import Dataset, Model
 
 from pipelines import places
+from pipelines.clients import Vertex as Jobs
+from pipelines.refusals import RunEndedBadly
+from pipelines.submission import Submission
 from pipelines.two_phase import go_live_if_better
 from tests.serving.standin import LABELS, make
 from twophase.audio.clips import Clip
@@ -80,8 +85,8 @@ def evaluation(clips: tuple[Clip, ...], folder: Path, right: bool) -> Path:
     return folder
 
 
-def end_of_pipeline(evaluated: Path, release: Path, root: Path, address: str) -> None:
-    """Run what `two_phase` ends with, as it is compiled for this machine."""
+def end_of_pipeline(evaluated: Path, release: Path, root: Path, address: str) -> tuple[Path, dict[str, str]]:
+    """What `two_phase` ends with, compiled for this machine, and its arguments."""
 
     @dsl.pipeline(name="end")
     def end(workdir: str, project: str, region: str, api_endpoint: str, model: str) -> None:
@@ -93,10 +98,13 @@ def end_of_pipeline(evaluated: Path, release: Path, root: Path, address: str) ->
         go_live_if_better(places.local(), judged, judged, given(release, Model), workdir, named, "unused")
 
     compiler.Compiler().compile(end, str(root / "end.yaml"))
-    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root / "root"), raise_on_error=True)
     place = dict(zip(("project", "region"), PLACE, strict=True))
-    arguments = {"workdir": str(root / "work"), "api_endpoint": address, "model": root.name, **place}
-    components.load_component_from_file(str(root / "end.yaml"))(**arguments)
+    return root / "end.yaml", {"workdir": str(root / "work"), "api_endpoint": address, "model": root.name, **place}
+
+
+def run_here(spec: Path, arguments: dict[str, str], root: Path) -> None:
+    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root / "root"), raise_on_error=True)
+    components.load_component_from_file(str(spec))(**arguments)
 
 
 def verdict(root: Path) -> str:
@@ -120,9 +128,30 @@ def test_only_what_beats_the_live_release_is_registered_and_deployed(
     champion = stopping_all(challenger, tmp_path)
     registry = Registry(*PLACE, platform.url)
     registry.deploy(champion, registry.register(champion, word), word)
-    end_of_pipeline(evaluation(clips, tmp_path / "judged", right), challenger, root, platform.url)
+    run_here(*end_of_pipeline(evaluation(clips, tmp_path / "judged", right), challenger, root, platform.url), root)
     assert verdict(root) == word
     vertex = Vertex(*PLACE, platform.url)
     assert len(vertex.versions(vertex.model(word))) == versions
     assert live(word, platform.url) == {manifest.read(challenger if right else champion).id: 100}
     assert bool(list((root / "root").rglob("register-version"))) is right, "the branch itself"
+
+
+def test_a_run_that_is_cancelled_while_a_canary_stands_there_leaves_all_traffic_to_one_version(
+    clips: tuple[Clip, ...], tmp_path: Path, platform: Address, vertex: Jobs
+) -> None:
+    """The live one as a rule; the newcomer where it had been promoted just before."""
+    (root := tmp_path / "cancelled").mkdir()
+    challenger = make(tmp_path / "challenger", seed=1)
+    champion = stopping_all(challenger, tmp_path)
+    registry = Registry(*PLACE, platform.url)
+    registry.deploy(champion, registry.register(champion, root.name), root.name)
+    spec, arguments = end_of_pipeline(evaluation(clips, tmp_path / "judged", True), challenger, root, platform.url)
+    name = vertex.submit(Submission(yaml.safe_load(spec.read_text()), "cancelled-end", arguments))
+    while len(live(root.name, platform.url)) == 1:
+        time.sleep(0.002)
+    vertex.get("cancelled-end").cancel()
+    with pytest.raises(RunEndedBadly, match="was cancelled"):
+        vertex.wait(name)
+    while len(left := live(root.name, platform.url)) > 1:  # its step takes the canary back
+        time.sleep(0.02)
+    assert left in ({manifest.read(release).id: 100} for release in (champion, challenger))

@@ -128,23 +128,23 @@ class Registry:
         new = self._deployed(endpoint, chosen)
         # What is at 100 % is live; a smaller share is a canary that an interrupted deployment left behind.
         if new is None or endpoint.traffic_split.get(new) != 100:
-            if new is None:
-                endpoint.deploy(
-                    chosen,
-                    deployed_model_display_name=read(release).id,
-                    traffic_percentage=CANARY_PERCENT if endpoint.traffic_split else 100,
-                    machine_type=MACHINE,
-                    min_replica_count=1,
-                )
-            new = self._deployed(endpoint, chosen)
             try:
+                if new is None:
+                    endpoint.deploy(
+                        chosen,
+                        deployed_model_display_name=read(release).id,
+                        traffic_percentage=CANARY_PERCENT if endpoint.traffic_split else 100,
+                        machine_type=MACHINE,
+                        min_replica_count=1,
+                    )
+                    new = self._deployed(endpoint, chosen)
                 self._smoke(endpoint, release, new)
                 endpoint.update(
                     traffic_split={d.id: 100 if d.id == new else 0 for d in endpoint.list_models()},
                     labels=recorded(endpoint.labels, {chosen.version_id: 100}),
                 )
             except BaseException:
-                self._take_back(endpoint, new)
+                self._take_back(endpoint, self._deployed(endpoint, chosen))  # also what was cut off while it came
                 raise
         kept = {chosen.version_id, before(history(endpoint.labels), chosen.version_id)}
         for old in [d.id for d in endpoint.list_models() if d.model_version_id not in kept]:
@@ -177,8 +177,10 @@ class Registry:
             None,
         )
 
-    def _take_back(self, endpoint: Any, new: str) -> None:
-        """Undeploy a canary and give its share back to the version that has the most of the rest."""
+    def _take_back(self, endpoint: Any, new: str | None) -> None:
+        """Undeploy a canary, if it came, and give its share back to the version that has the most of the rest."""
+        if new is None:
+            return
         rest = {d: share for d, share in endpoint.traffic_split.items() if d != new and share}
         live = max(rest, key=lambda d: rest[d]) if rest else None
         endpoint.undeploy(new, traffic_split={live: 100} if live else {})
