@@ -10,7 +10,9 @@ compiled/batch_prediction.vertex.yaml   a batch, with Google's components
 import importlib.resources
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from twophase.errors import TwoPhaseError
 
 if TYPE_CHECKING:
     from pipelines.places import Place
@@ -27,6 +29,24 @@ SPECS = (
 def spec_path(name: str) -> Path:
     """Where a compiled spec lies: in the repository, or in the installed package."""
     return Path(str(importlib.resources.files("compiled"))) / f"{name}.yaml"
+
+
+def read_spec(place: str | Path) -> dict[str, Any]:
+    """A compiled spec: one of `compiled/` by name, or a file. Raises `TwoPhaseError` when another kfp compiled it."""
+    import kfp
+    import yaml
+
+    path = spec_path(str(place)) if spec_path(str(place)).is_file() else Path(place)
+    try:
+        document = next(yaml.safe_load_all(path.read_text("utf-8")))
+        version = document["sdkVersion"]
+    except (OSError, yaml.YAMLError, StopIteration, KeyError, TypeError) as error:
+        raise TwoPhaseError(f"{path}: is no compiled pipeline ({error}); `twophase compile` writes them") from None
+    if version != f"kfp-{kfp.__version__}":
+        raise TwoPhaseError(
+            f"{path}: was compiled by {version}, here is kfp-{kfp.__version__}; compile it again: `twophase compile`"
+        )
+    return dict(document)
 
 
 def compile_spec(name: str, place: "Place | None" = None) -> str:

@@ -10,6 +10,7 @@ where they stand (twophase/progress.py) come back to the caller as events.
 
 import contextlib
 import io
+import json
 import os
 import sys
 import warnings
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from components.step import HELD
-from pipelines.compile import spec_path
+from pipelines.compile import read_spec
 from twophase.errors import TwoPhaseError
 from twophase.files import disk_error, locked
 from twophase.progress import Event, parse
@@ -45,7 +46,7 @@ def run_local(
             local.init(
                 local.SubprocessRunner(use_venv=False), pipeline_root=str(workdir / "pipeline"), raise_on_error=True
             )
-            pipeline = components.load_component_from_file(str(spec_path("two_phase.local")))
+            pipeline = components.load_component_from_text(json.dumps(read_spec("two_phase.local")))
             try:
                 pipeline(workdir=str(workdir), **arguments)
             except OSError as error:

@@ -4,6 +4,7 @@ Its id is what makes it one run: whoever asks for the same id again is told that
 """
 
 import copy
+import json
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,10 +13,10 @@ from typing import Any
 import yaml
 
 from components.step import shared
-from pipelines.compile import compile_spec, spec_path
+from pipelines.compile import compile_spec, read_spec
 from pipelines.places import USUAL, Machines, vertex
 from twophase.audio import sources
-from twophase.errors import TwoPhaseError, UsageError
+from twophase.errors import UsageError
 from twophase.files import digest_of
 from twophase.targets.vertex import SERVER_IMAGE
 
@@ -62,35 +63,18 @@ class Submission:
         return str(self.spec["pipelineInfo"]["name"])
 
 
-def read_spec(place: str | Path) -> dict[str, Any]:
-    """A compiled spec: one of `compiled/` by name, or a file. Raises `TwoPhaseError` when another kfp compiled it."""
-    import kfp
-
-    path = spec_path(str(place)) if spec_path(str(place)).is_file() else Path(place)
-    try:
-        document = next(yaml.safe_load_all(path.read_text("utf-8")))
-        version = document["sdkVersion"]
-    except (OSError, yaml.YAMLError, StopIteration, KeyError, TypeError) as error:
-        raise TwoPhaseError(f"{path}: is no compiled pipeline ({error}); `twophase compile` writes them") from None
-    if version != f"kfp-{kfp.__version__}":
-        raise TwoPhaseError(
-            f"{path}: was compiled by {version}, here is kfp-{kfp.__version__}; compile it again: `twophase compile`"
-        )
-    return dict(document)
-
-
 def _vertex_spec(image: str, machines: Machines) -> dict[str, Any]:
     """The spec of `compiled/` with its steps in `image`; compiled anew where its training runs on other machines."""
     name = "two_phase.vertex"
-    text = spec_path(name).read_text("utf-8") if machines == USUAL else compile_spec(name, vertex(machines))
-    return _with_image(text, image)
+    other = machines != USUAL
+    return _with_image(yaml.safe_load(compile_spec(name, vertex(machines))) if other else read_spec(name), image)
 
 
-def _with_image(text: str, image: str) -> dict[str, Any]:
+def _with_image(spec: dict[str, Any], image: str) -> dict[str, Any]:
     """A spec with its steps in `image`, in the one that it names where that is empty."""
     from components import IMAGE
 
-    return dict(next(yaml.safe_load_all(text.replace(IMAGE, image or IMAGE))))
+    return dict(json.loads(json.dumps(spec).replace(IMAGE, image or IMAGE)))
 
 
 def data_state(data: str) -> tuple[str, int]:
@@ -171,7 +155,7 @@ def for_kubeflow(
     at = f"{bucket.rstrip('/')}/two-phase"
     place = {"store": f"{at}/images", "releases": f"{at}/releases", "namespace": namespace}
     told = {**_with_digest(arguments), **place, **({"server_image": server_image} if server_image else {})}
-    spec = _with_image(spec_path("two_phase.kubeflow").read_text("utf-8"), image)
+    spec = _with_image(read_spec("two_phase.kubeflow"), image)
     return Submission(spec, new_id(), told, root=f"{at}/runs", **given)
 
 

@@ -18,13 +18,13 @@ from google.cloud.aiplatform_v1 import types
 from google.protobuf import json_format
 
 from pipelines.clients import Vertex
-from pipelines.compile import SPECS, spec_path
+from pipelines.compile import SPECS, read_spec, spec_path
 from pipelines.cost import estimate
 from pipelines.image_check import check_image
 from pipelines.kubeflow import Kubeflow
 from pipelines.places import Machines
 from pipelines.refusals import AlreadyThere, RunEndedBadly
-from pipelines.submission import Submission, data_state, for_machine, for_vertex, read_spec, to_repeat
+from pipelines.submission import Submission, data_state, for_machine, for_vertex, to_repeat
 from twophase.errors import TwoPhaseError, UsageError
 from twophase.files import locked
 from twophase.local.process import Address
