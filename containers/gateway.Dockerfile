@@ -2,11 +2,11 @@
 #
 #   twophase containers build gateway
 #   docker run -p 8443:8443 -v state:/state -v CERTIFICATES:/tls:ro twophase/gateway:0.1.0 \
-#       --certificate /tls/gateway.pem --private-key /tls/gateway.key --api-endpoint https://REGION-aiplatform.googleapis.com
+#       --certificate /tls/gateway.pem --private-key /tls/gateway.key --target vertex --project P --region REGION
 #   docker exec CONTAINER twophase gateway enrol porch
 #
 # Packages are those of the project's lock file, by version and hash, and of them only what the gateway needs: no
-# TensorFlow, no LiteRT, no cloud SDK. Runs as any user that may write to /state, with a read-only file system.
+# TensorFlow, no LiteRT, no cloud SDK (for SageMaker, Azure ML or KServe put theirs on top). Runs as any user that may write to /state, with a read-only file system.
 ARG BASE=python:3.11-slim
 
 FROM ${BASE} AS packages
@@ -14,8 +14,8 @@ WORKDIR /build
 COPY requirements.lock ./
 RUN for name in numpy soundfile cffi pycparser soxr orjson pybase64 uvicorn h11 httptools uvloop starlette anyio idna \
         sqlalchemy pg8000 scramp asn1crypto python-dateutil six pyjwt cryptography prometheus-client httpx httpcore \
-        certifi typer click shellingham rich pygments markdown-it-py mdurl annotated-doc pydantic pydantic-core \
-        annotated-types typing-inspection typing-extensions; \
+        certifi google-auth packaging pyasn1-modules pyasn1 urllib3 typer click shellingham rich pygments \
+        markdown-it-py mdurl annotated-doc pydantic pydantic-core annotated-types typing-inspection typing-extensions; \
     do grep -q "^$name==" requirements.lock || { echo "$name is not in requirements.lock: make lock"; exit 1; }; \
        sed -n "/^$name==/,/[^\\\\]\$/p" requirements.lock; done >gateway.lock \
  && python3 -m venv /opt/venv \

@@ -1,7 +1,7 @@
 """A real gateway behind real HTTP, with a classifier that answers every clip at once."""
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ class Oracle:
     """A classifier: every clip is an oboe. It counts how often it was asked about each."""
 
     asked: dict[str, int] = field(default_factory=dict)
-    jobs: dict[str, list[str]] = field(default_factory=dict)
+    jobs: dict[str, list[Path]] = field(default_factory=dict)
 
     def front_end(self) -> str:
         return FRONT_END.fingerprint
@@ -33,8 +33,8 @@ class Oracle:
         self.asked[clip.name] = self.asked.get(clip.name, 0) + 1
         return {"prediction": {"label": "oboe", "confidence": 0.9}}
 
-    def submit(self, job: str, clips: Iterable[tuple[str, Path]]) -> str:
-        self.jobs[job] = [key for key, _ in clips]
+    def submit(self, job: str, clips: Sequence[Path]) -> str:
+        self.jobs[job] = list(clips)
         return job
 
     def find(self, job: str) -> str | None:
@@ -43,11 +43,11 @@ class Oracle:
     def ended(self, name: str) -> str | None:
         return ""
 
-    def answers(self, name: str) -> Iterator[tuple[str, Any]]:
-        for key in self.jobs[name]:
-            yield key, self.predict(Path(key))
+    def answers(self, name: str) -> Iterator[tuple[Path, Any]]:
+        for clip in self.jobs[name]:
+            yield clip, self.predict(clip)
 
-    def clean(self, job: str) -> None:
+    def clean(self, name: str) -> None:
         pass
 
 

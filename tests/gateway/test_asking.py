@@ -18,9 +18,11 @@ from tests.gateway.remote import Device, Process, announced
 from twophase.audio.frontend import FRONT_END
 from twophase.gateway import answers, asking, devices
 from twophase.gateway.asking import Asking
-from twophase.gateway.classifier import Away, VertexClassifier
+from twophase.gateway.classifier import Away, TargetClassifier
 from twophase.gateway.server import open_store
 from twophase.gateway.store import Store, clip, job
+from twophase.targets.local import VertexAI
+from twophase.targets.target import Target
 
 
 def flac(pitch: int) -> bytes:
@@ -108,18 +110,21 @@ def test_clips_that_the_disk_lost_are_asked_for_again_and_make_no_job(
     assert store.do(lambda c: c.execute(select(job)).all()) == []
 
 
+def at(classifier: str) -> VertexAI:
+    return VertexAI("two-phase", "local", "us-central1", classifier)
+
+
 def jobs(classifier: str) -> list[dict]:
     where = f"{classifier}/v1/projects/local/locations/us-central1/batchPredictionJobs"
     return httpx.get(where).json().get("batchPredictionJobs", [])
 
 
-def ask(store: Store, home: Path, classifier: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+def ask(store: Store, home: Path, target: Target, monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Let an `Asking` answer everything that waits; the devices that it told."""
     told: set[str] = set()
     monkeypatch.setattr(asking, "_POLL_S", 0.1)
     monkeypatch.setattr(asking, "QUIET_S", 0.1)
-    vertex = VertexClassifier("local", "us-central1", classifier, "two-phase", "twophase")
-    one = Asking(store, vertex, lambda name, n: home / "clips" / name / str(n), told.update)
+    one = Asking(store, TargetClassifier(target, home), lambda name, n: home / "clips" / name / str(n), told.update)
     while store.do(lambda c: c.execute(select(clip).where(clip.c.state == "stored")).first()):
         time.sleep(0.05)
     one.close()
@@ -131,13 +136,12 @@ def test_a_backlog_of_many_devices_is_one_job(
 ) -> None:
     before = len(jobs(classifier))
     backlog(store, tmp_path, 30)
-    assert ask(store, tmp_path, classifier, monkeypatch) == {"d0", "d1", "d2"}
+    assert ask(store, tmp_path, at(classifier), monkeypatch) == {"d0", "d1", "d2"}
     assert len(jobs(classifier)) == before + 1
     found = [store.do(lambda c, n=n: answers.fetch(c, f"d{n}", 100)) for n in range(3)]
     assert [[item["sequence"] for item in some] for some in found] == [list(range(n, 30, 3)) for n in range(3)]
     assert all(item["prediction"]["windows"] == 1 for some in found for item in some)
-    left = httpx.get(f"{classifier}/storage/v1/b/twophase/o", params={"prefix": "gateway/"}).json().get("items", [])
-    assert left == []
+    assert httpx.get(f"{classifier}/storage/v1/b/local-twophase-staging/o").json().get("items", []) == []
 
 
 @pytest.mark.parametrize("submitted", [True, False])
@@ -145,14 +149,13 @@ def test_a_job_is_found_again_after_a_crash(
     submitted: bool, classifier: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed after the job was written down, before or after it was submitted: it is made once."""
-    before, id = len(jobs(classifier)), f"gateway-crashed-{submitted}"
+    before, id = len(jobs(classifier)), f"gateway-0123456789a{submitted:d}"
     backlog(store, tmp_path, 20)
     store.do(lambda c: c.execute(insert(job).values(id=id, made=1.0)))
     store.do(lambda c: c.execute(update(clip).values(job=id)))
     if submitted:
-        vertex = VertexClassifier("local", "us-central1", classifier, "two-phase", "twophase")
-        vertex.submit(id, ((f"d{n % 3}/{n}", tmp_path / "clips" / f"d{n % 3}" / str(n)) for n in range(20)))
-    ask(store, tmp_path, classifier, monkeypatch)
+        at(classifier).submit([tmp_path / "clips" / f"d{n % 3}" / str(n) for n in range(20)], id)
+    ask(store, tmp_path, at(classifier), monkeypatch)
     assert len(jobs(classifier)) == before + 1
     assert sum(len(store.do(lambda c, n=n: answers.fetch(c, f"d{n}", 100))) for n in range(3)) == 20
     assert store.do(lambda c: c.execute(select(job)).all()) == []

@@ -18,11 +18,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
+from tests.device.cloud import Oracle
 from tests.gateway.conftest import NOWHERE
 from tests.gateway.remote import Device, Process, announced
 from twophase.errors import UsageError
 from twophase.gateway import devices
-from twophase.gateway.classifier import VertexClassifier
 from twophase.gateway.intake import Quota
 from twophase.gateway.server import Address, open_store, run
 
@@ -181,10 +181,9 @@ def test_tls(tmp_path: Path) -> None:
 
 
 def test_others_are_not_answered_without_tls(tmp_path: Path) -> None:
-    nobody = VertexClassifier("p", "r", NOWHERE[1], "e", "b")
     for address, words in (
         (Address(host="0.0.0.0"), "without TLS"),
         (Address(certificate=tmp_path / "none.pem"), "is no file"),
     ):
         with pytest.raises(UsageError, match=words):
-            run(tmp_path, nobody, address, Quota(), "", 30, None, said=print)
+            run(tmp_path, Oracle(), address, Quota(), "", 30, None, said=print)

@@ -1,10 +1,10 @@
 """SageMaker on loopback: moto's server, and what moto leaves out done for real by our server program.
 
-moto keeps the control plane's records. It has no `UpdateEndpoint` and no deletion of packages, its transform jobs do
-nothing and its endpoints answer a constant; here an endpoint's variants are running servers of the releases that their
-model packages name, fetched from S3 as SageMaker unpacks them. An update takes a while, during which there can be no
-other; it is undone where a container does not come up or an alarm goes off, and is guarded only where the variants keep
-their names.
+moto keeps the control plane's records. It has no `UpdateEndpoint` and no deletion of packages, an approval costs a
+package its metadata, its transform jobs do nothing and its endpoints answer a constant; here an endpoint's variants are
+running servers of the releases that their model packages name, fetched from S3 as SageMaker unpacks them. An update
+takes a while, during which there can be no other; it is undone where a container does not come up or an alarm goes off,
+and is guarded only where the variants keep their names.
 """
 
 import io
@@ -94,6 +94,7 @@ def sagemaker(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
 
 def _methods(cloud: Cloud) -> dict[str, Any]:
     containers, described = cloud.containers, SageMakerResponse.describe_endpoint
+    updated = SageMakerResponse.update_model_package
 
     def describe_endpoint(self: Any) -> Any:
         endpoint = self.sagemaker_backend.endpoints.get(self._get_param("EndpointName"))
@@ -132,6 +133,13 @@ def _methods(cloud: Cloud) -> dict[str, Any]:
         self.sagemaker_backend.transform_jobs[self._get_param("TransformJobName")].transform_job_status = "Stopped"
         return EmptyResult()
 
+    def update_model_package(self: Any) -> Any:
+        package = self.sagemaker_backend.describe_model_package(self._get_param("ModelPackageArn"))
+        known = package.customer_metadata_properties or {}
+        done = updated(self)
+        package.customer_metadata_properties = known | (package.customer_metadata_properties or {})  # they are added
+        return done
+
     def delete_model_package(self: Any) -> Any:
         backend, name = self.sagemaker_backend, self._get_param("ModelPackageName")
         gone = [arn for arn, package in backend.model_packages.items() if package.arn == name or arn == name]
@@ -164,6 +172,7 @@ def _methods(cloud: Cloud) -> dict[str, Any]:
         "describe_endpoint": describe_endpoint,
         "update_endpoint": update_endpoint,
         "stop_transform_job": stop_transform_job,
+        "update_model_package": update_model_package,
         "delete_model_package": delete_model_package,
         "delete_model_package_group": delete_model_package_group,
         "create_transform_job": create_transform_job,
@@ -186,7 +195,7 @@ def _invoke(containers: Containers) -> Any:
         )
         if answer.status_code != 200:
             error = {"Message": answer.text, "OriginalStatusCode": answer.status_code, "__type": "ModelError"}
-            return 424, {"x-amzn-errortype": "ModelError"}, json.dumps(error)
+            return 424, {"status": 424, "x-amzn-errortype": "ModelError"}, json.dumps(error)
         return 200, {"content-type": "application/json", "x-Amzn-Invoked-Production-Variant": variant}, answer.text
 
     return invoke_endpoint

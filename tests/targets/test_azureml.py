@@ -11,10 +11,9 @@ import pytest
 from azure.core.credentials import AccessToken
 from azure.core.exceptions import ClientAuthenticationError
 
+from tests.targets.answers import asks, expected
 from tests.targets.azure_server import Azure, azure
 from twophase.errors import TwoPhaseError, UsageError
-from twophase.serving.instances import audio_images
-from twophase.serving.predictor import Predictor
 from twophase.targets.azureml import AzureML
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the SDK warns of itself while it is imported
@@ -39,11 +38,6 @@ def place(
         credential = Credential()
         yield AzureML("pair", "s", "g", "w", credential=credential), cloud, credential
     gc.collect()  # the SDK leaves its connections to it, and they warn: here, not in another test
-
-
-def expected(release: Path, clips: list[Path]) -> list[dict]:
-    predictor = Predictor(release)
-    return [predictor.predict_images(audio_images(clip.read_bytes(), "clip")) for clip in clips]
 
 
 @pytest.mark.parametrize("place", ["here", "azurite"], indirect=True)
@@ -215,3 +209,7 @@ def test_an_endpoint_of_others_is_left_alone(place: Any, releases: tuple[Path, .
         with pytest.raises(UsageError, match=r"twophase did not make \(deployment blue\)"):
             change()
     assert any("/onlineEndpoints/" in path for path in cloud.resources)
+
+
+def test_a_gateway_asks_it(place: Any, releases: tuple[Path, ...], clips: list[Path], tmp_path: Path) -> None:
+    asks(place[0], releases[0], clips, tmp_path)

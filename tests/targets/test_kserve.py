@@ -9,11 +9,10 @@ import httpx
 import pytest
 from moto.server import ThreadedMotoServer
 
+from tests.targets.answers import asks, expected
 from tests.targets.kubernetes_server import Cluster, kubernetes
 from twophase.errors import TwoPhaseError, UsageError
 from twophase.release.manifest import read
-from twophase.serving.instances import audio_images
-from twophase.serving.predictor import Predictor
 from twophase.targets.kserve import KServe
 
 
@@ -41,11 +40,6 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def place(bucket: str, tmp_path: Path) -> Iterator[tuple[KServe, Cluster]]:
     with kubernetes(tmp_path) as (cluster, config):
         yield KServe("pair", "models", bucket, kubeconfig=config), cluster
-
-
-def expected(release: Path, clips: list[Path]) -> list[dict]:
-    predictor = Predictor(release)
-    return [predictor.predict_images(audio_images(clip.read_bytes(), "clip")) for clip in clips]
 
 
 def test_a_whole_life(
@@ -191,3 +185,9 @@ def test_what_kubernetes_refuses_is_named(
         with pytest.raises(TwoPhaseError, match=r"Kubernetes: Unauthorized \(401\)"):
             call()
     assert cluster.objects
+
+
+def test_a_gateway_asks_it(
+    place: tuple[KServe, Cluster], releases: tuple[Path, ...], clips: list[Path], tmp_path: Path
+) -> None:
+    asks(place[0], releases[0], clips, tmp_path)

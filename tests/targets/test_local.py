@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.targets.answers import asks, expected
 from twophase.errors import TwoPhaseError
 from twophase.local import process
-from twophase.serving.instances import audio_images
-from twophase.serving.predictor import Predictor
 from twophase.targets.local import VertexAI
 from twophase.targets.rest import Vertex
 
@@ -19,11 +18,6 @@ def target(tmp_path: Path) -> Iterator[VertexAI]:
     home = tmp_path / "home"
     yield VertexAI("pair", "local", "us-central1", process.up(home, 0).url)
     process.down(home)
-
-
-def expected(release: Path, clips: list[Path]) -> list[dict]:
-    predictor = Predictor(release)
-    return [predictor.predict_images(audio_images(clip.read_bytes(), "clip")) for clip in clips]
 
 
 def test_a_whole_life(target: VertexAI, releases: tuple[Path, ...], clips: list[Path], tmp_path: Path) -> None:
@@ -88,3 +82,7 @@ def test_a_first_release_that_answers_wrongly_leaves_no_endpoint(
     assert (target.status().shares, set(target.status().versions)) == ({}, {"1"})
     assert target.deploy(releases[0]) == "1", "and the next attempt finds its way clear"
     assert target.status().shares == {"1": 100}
+
+
+def test_a_gateway_asks_it(target: VertexAI, releases: tuple[Path, ...], clips: list[Path], tmp_path: Path) -> None:
+    asks(target, releases[0], clips, tmp_path)

@@ -12,12 +12,11 @@ import pytest
 from moto.core.exceptions import JsonRESTError
 from typer.testing import CliRunner
 
+from tests.targets.answers import asks, expected
 from tests.targets.sagemaker_server import Cloud, sagemaker
 from twophase.cli import app
 from twophase.errors import TwoPhaseError, UsageError
 from twophase.release.manifest import read
-from twophase.serving.instances import audio_images
-from twophase.serving.predictor import Predictor
 from twophase.targets.sagemaker import SageMaker
 
 ROLE = "arn:aws:iam::123456789012:role/models"
@@ -32,11 +31,6 @@ def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
 @pytest.fixture
 def target(cloud: Cloud) -> SageMaker:
     return SageMaker("pair", "eu-west-1", ROLE)
-
-
-def expected(release: Path, clips: list[Path]) -> list[dict]:
-    predictor = Predictor(release)
-    return [predictor.predict_images(audio_images(clip.read_bytes(), "clip")) for clip in clips]
 
 
 def test_a_whole_life(target: SageMaker, releases: tuple[Path, ...], clips: list[Path], tmp_path: Path) -> None:
@@ -373,3 +367,7 @@ def test_jobs_on_the_command_line(
         run("batch status")
     with pytest.raises(UsageError, match="runs at local or vertex"):
         run("batch submit pair gs://b/x.jsonl --to gs://b/out")
+
+
+def test_a_gateway_asks_it(target: SageMaker, releases: tuple[Path, ...], clips: list[Path], tmp_path: Path) -> None:
+    asks(target, releases[0], clips, tmp_path)

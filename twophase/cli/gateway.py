@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twophase.cli.options import LOCAL, US, ApiEndpoint, AsJson, ModelName, Project, Region, platform, print_json
+from twophase.cli.deploy import Settings, Where, place_of
+from twophase.cli.options import LOCAL, US, ApiEndpoint, AsJson, ModelName, Project, Region, print_json
 from twophase.errors import UsageError
 
 if TYPE_CHECKING:
@@ -44,24 +45,25 @@ def gateway_up(
     clips_per_day: Annotated[int, typer.Option(help="What one device may send.")] = 10_000,
     bytes_per_day: Annotated[int, typer.Option(help="What one device may send.")] = 1 << 30,
     keep_days: Annotated[float, typer.Option(help="How long sound and fetched answers are kept.")] = 30,
-    bucket: Annotated[str, typer.Option(help="Bucket through which batch jobs go.")] = "twophase",
     news: Annotated[
         Path | None, typer.Option(help="Folder watched for new data: advice to retrain goes there.")
     ] = None,
     database: Database = "",
+    target: Where = LOCAL,
+    setting: Settings = None,
     project: Project = LOCAL,
     region: Region = US,
     api_endpoint: ApiEndpoint = "",
 ) -> None:
-    """Answer devices until told to stop; ask the endpoint of --model for them."""
-    from twophase.gateway.classifier import VertexClassifier
+    """Answer devices until told to stop; ask the endpoint of --model at a place for them."""
+    from twophase.gateway.classifier import TargetClassifier
     from twophase.gateway.intake import Quota
     from twophase.gateway.server import Address, run
 
     if min(clips_per_day, bytes_per_day, keep_days) <= 0:
         raise UsageError("--clips-per-day, --bytes-per-day, --keep-days: have to be above 0")
     address = Address(host, port, certificate, private_key, behind_proxy, metrics_port)
-    classifier = VertexClassifier(project, region, api_endpoint or platform(None), model, bucket)
+    classifier = TargetClassifier(place_of(target, model, setting, (project, region, api_endpoint), None), _home(home))
     quota = Quota(clips=clips_per_day, bytes=bytes_per_day)
     run(_home(home), classifier, address, quota, database, keep_days, news, said=lambda url: typer.echo(url, err=True))
 

@@ -139,7 +139,7 @@ class Asking:
         for row in self._store.do(members):
             path = self._path(row.device, row.sequence)
             if path.is_file():
-                there.append((f"{row.device}/{row.sequence}", path))
+                there.append(path)
             else:
                 self._lost(row)
         if not there:
@@ -163,8 +163,8 @@ class Asking:
             return False
         if failed:
             _logger.warning("batch job %s failed, its clips wait again: %s", name, failed)
-        else:
-            self._put(_by_clip(self._classifier.answers(name)))
+        elif not self._put((path.parent.name, int(path.name), said) for path, said in self._classifier.answers(name)):
+            failed = "it answered no clip"
 
         def over(c: Connection) -> None:
             c.execute(update(clip).where(clip.c.job == running.id).values(job=None))
@@ -173,13 +173,14 @@ class Asking:
                 note(c, "job failed", "", f"{name}: {failed}")
 
         self._store.do(over)
-        self._classifier.clean(running.id)
+        self._classifier.clean(name)
         if failed:
             raise Away(f"{name}: {failed}")
         return True
 
-    def _put(self, found: Iterable[tuple[str, int, JSON]]) -> None:
-        """Write answers down and tell who has some; an error that is the classifier's own is no answer."""
+    def _put(self, found: Iterable[tuple[str, int, JSON]]) -> int:
+        """Write answers down, tell who has some; how many. An error that is the classifier's own is no answer."""
+        count = 0
         final = (item for item in found if item[2].get("error", {}).get("code", 0) < 500)
         for some in _chunks(final):
 
@@ -187,12 +188,8 @@ class Asking:
                 return {device for device, sequence, answer in some if answers.put(c, device, sequence, answer)}
 
             self._answered(self._store.do(put))
-
-
-def _by_clip(found: Iterable[tuple[str, JSON]]) -> Iterator[tuple[str, int, JSON]]:
-    for key, answer in found:
-        device, _, sequence = key.rpartition("/")
-        yield device, int(sequence), answer
+            count += len(some)
+        return count
 
 
 def _chunks(items: Iterable[Any]) -> Iterator[list[Any]]:

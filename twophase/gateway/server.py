@@ -72,14 +72,14 @@ def run(
         from twophase.gateway.app import Gateway
 
         store = open_store(home, database)
+        bound.listen(2048)
+        said(f"{'https' if tls else 'http'}://{address.host}:{bound.getsockname()[1]}")  # before anybody has trouble
         _every_hour(store, home, keep_days, news)
         gateway = Gateway(home, store, classifier, quota)
-        bound.listen(2048)
         if address.metrics_port:
             from prometheus_client import start_http_server
 
             start_http_server(address.metrics_port, "127.0.0.1", gateway.metrics.registry)
-        said(f"{'https' if tls else 'http'}://{address.host}:{bound.getsockname()[1]}")
         try:
             uvicorn.Server(uvicorn.Config(gateway, **how(), **tls)).run(sockets=[bound])
         finally:

@@ -24,7 +24,7 @@ from twophase.files import JSON, digest
 from twophase.release.manifest import read
 from twophase.targets.azureml_errors import in_words
 from twophase.targets.azureml_jobs import CORES, MACHINE, AzureMLJobs, deployment
-from twophase.targets.requests import Limits, body
+from twophase.targets.requests import Limits, body, refusal
 from twophase.targets.target import SERVER_IMAGE, Status, words_of
 from twophase.targets.traffic import history, recorded
 
@@ -64,6 +64,11 @@ class AzureML(AzureMLJobs):
     def version_of(self, release_id: str) -> str | None:
         """The version of the model that carries the release as its tag."""
         return next((version for version, release in self._versions().items() if release == release_id), None)
+
+    @in_words
+    def front_end_of(self, version: str) -> str:
+        """As the model's tag has it."""
+        return str((self._ml.models.get(self.model, version).tags or {}).get("front_end", ""))
 
     @in_words
     def register(self, release: Path) -> str:
@@ -198,7 +203,7 @@ class AzureML(AzureMLJobs):
         except httpx.TransportError as error:
             raise TwoPhaseError(f"{url}: does not answer ({error}); run the same command again") from None
         if not answer.is_success:
-            raise TwoPhaseError(f"{url}: refused with {answer.status_code}: {answer.text[:300]}")
+            raise refusal(answer.status_code, f"{url}: refused with {answer.status_code}: {answer.text[:300]}")
         return list(answer.json()["predictions"])
 
     @in_words

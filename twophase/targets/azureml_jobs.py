@@ -12,7 +12,6 @@ order again.
 
 import functools
 import itertools
-import secrets
 import shutil
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -53,23 +52,20 @@ class AzureMLJobs(Jobs):
     _image: str
 
     @in_words
-    def start(self, folder: Path) -> str:
+    def start(self, folder: Path, name: str) -> str:
         """Invoke the batch endpoint's deployment of the live version, which is made if need be."""
         from azure.ai.ml import Input, Output
 
-        live = self._status().live
-        if live is None:
-            raise UsageError(f"{self.model}: has no live version; deploy one first")
+        live = self._live()
         self._ready(live)
-        name = f"{self.model}-{secrets.token_hex(6)}"
         with (folder / CLIPS).open("rb") as clips:
-            self._blobs.upload_blob(f"{self._folder(name)}{CLIPS}", clips)
+            self._blobs.upload_blob(f"{self._folder(name)}{CLIPS}", clips, overwrite=True)
         with (folder / INSTANCES).open("rb") as lines:
             for number in itertools.count():
                 part = b"".join(itertools.islice(lines, _LINES))
                 if not part:
                     break
-                self._blobs.upload_blob(f"{self._folder(name)}in/{number:06}.jsonl", part)
+                self._blobs.upload_blob(f"{self._folder(name)}in/{number:06}.jsonl", part, overwrite=True)
         paths = f"azureml://datastores/{STORE}/paths/{self._folder(name)}"
         job = self._ml.batch_endpoints.invoke(
             self._batch_endpoint,
@@ -81,6 +77,11 @@ class AzureMLJobs(Jobs):
         if job.name != name:
             raise TwoPhaseError(f"Azure ML: calls its job {job.name}, {name} was asked for; nobody waits for it")
         return name
+
+    @in_words
+    def find(self, name: str) -> str | None:
+        """Jobs have the names that they were given."""
+        return name if self._absent(self._ml.jobs.get, name) else None
 
     @in_words
     def job(self, name: str) -> Job:

@@ -11,6 +11,7 @@ cut off is done again.
 """
 
 import base64
+import secrets
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -22,12 +23,12 @@ import orjson
 
 from twophase.errors import TwoPhaseError, UsageError
 from twophase.files import JSON, replacing
-from twophase.targets.requests import Limits, sent
+from twophase.targets.requests import ClipRefused, Limits, sent
 from twophase.targets.target import Target
 
 CLIPS, INSTANCES = "clips.jsonl", "in.jsonl"
 RUNNING, SUCCEEDED, FAILED, CANCELLED = "running", "succeeded", "failed", "cancelled"
-NO_ANSWER: JSON = {"error": {"message": "the job gave no answer to it"}}
+NO_ANSWER: JSON = {"error": {"code": 503, "message": "the job gave no answer to it"}}
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,14 @@ class Job:
 class Jobs(Target):
     """One name at a place that runs batch jobs."""
 
-    def submit(self, clips: Sequence[Path]) -> str:
-        """Start a job about clips; its name. A clip that cannot be sent costs no other. Raises `TwoPhaseError`."""
+    def submit(self, clips: Sequence[Path], name: str = "") -> str:
+        """Start a job about clips; the place's name for it. A clip that cannot be sent costs no other.
+
+        `name`, by which `find` finds it, is a word, a dash and 12 hex digits that no job had. Raises `TwoPhaseError`.
+        """
         with TemporaryDirectory() as folder:
             write_instances(clips, self.limits, Path(folder))
-            return self.start(Path(folder))
+            return self.start(Path(folder), name or f"{self.model}-{secrets.token_hex(6)}")
 
     def fetch(self, name: str, output: Path) -> int:
         """Write the answers of a job that succeeded, one line a clip, in order; how many clips were not answered.
@@ -65,9 +69,13 @@ class Jobs(Target):
         if job.state != SUCCEEDED:
             self.forget(name)
             raise TwoPhaseError(f"{name}: is {job.state}: {job.why or 'no reason given'}")
-        failed = write_answers(self.told(name), self.answers(name), output)
+        failed = write_answers(self.results(name), output)
         self.forget(name)
         return failed
+
+    def results(self, name: str) -> Iterator[JSON]:
+        """What a job that succeeded says of each clip, in order: the lines of `Target.batch`."""
+        return by_clip(self.told(name), self.answers(name))
 
     def batch(self, clips: Sequence[Path], output: Path, say: Callable[[str], None] = lambda words: None) -> int:
         """Submit, wait, fetch; `say` is told the job's name, by which `twophase batch` finds what was cut off here."""
@@ -79,8 +87,15 @@ class Jobs(Target):
         return self.fetch(name, output)
 
     @abstractmethod
-    def start(self, folder: Path) -> str:
-        """Upload `clips.jsonl` and `in.jsonl` of a folder, and have the live version answer the latter; the job."""
+    def start(self, folder: Path, name: str) -> str:
+        """Upload `clips.jsonl` and `in.jsonl` of a folder, and have the live version answer the latter.
+
+        The job is called `name`; the name that the place gives it.
+        """
+
+    @abstractmethod
+    def find(self, name: str) -> str | None:
+        """The place's name for the job that was started as `name`; None where none was."""
 
     @abstractmethod
     def job(self, name: str) -> Job:
@@ -112,7 +127,8 @@ def write_instances(clips: Sequence[Path], limits: Limits, folder: Path) -> None
             try:
                 data = base64.b64encode(sent(clip, limits)).decode()
             except TwoPhaseError as error:
-                line["error"], why = {"message": str(error)}, error
+                code = {"code": error.code} if isinstance(error, ClipRefused) else {}
+                line["error"], why = {**code, "message": str(error)}, error
             else:
                 instances.write(orjson.dumps({"audio_bytes": {"b64": data}}, option=orjson.OPT_APPEND_NEWLINE))
                 count += 1
@@ -121,13 +137,18 @@ def write_instances(clips: Sequence[Path], limits: Limits, folder: Path) -> None
         raise why
 
 
-def write_answers(told: bytes, answers: Iterator[JSON], output: Path) -> int:
+def by_clip(told: bytes, answers: Iterator[JSON]) -> Iterator[JSON]:
+    """Join the clips of `clips.jsonl` with the answers to those of them that were sent."""
+    for line in told.splitlines():
+        clip = orjson.loads(line)
+        yield clip if "error" in clip else clip | next(answers, NO_ANSWER)
+
+
+def write_answers(results: Iterator[JSON], output: Path) -> int:
     """Write one line a clip, whole or not at all; how many clips were not answered."""
     failed = 0
     with replacing(output) as file:
-        for line in told.splitlines():
-            clip = orjson.loads(line)
-            found = clip if "error" in clip else clip | next(answers, NO_ANSWER)
+        for found in results:
             failed += "error" in found
             file.write(orjson.dumps(found, option=orjson.OPT_APPEND_NEWLINE))
     return failed

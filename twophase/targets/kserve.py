@@ -26,10 +26,10 @@ import orjson
 from twophase.errors import TwoPhaseError, UsageError
 from twophase.files import JSON
 from twophase.release.manifest import read
-from twophase.targets.jobs import CLIPS, write_answers, write_instances
+from twophase.targets.jobs import CLIPS, by_clip, write_answers, write_instances
 from twophase.targets.kserve_raw import MODE, RAW, mode_of, replaced, stuck
-from twophase.targets.requests import Limits, body, requests
-from twophase.targets.store import Store
+from twophase.targets.requests import Limits, body, refusal, requests
+from twophase.targets.store import MANIFEST, Store
 from twophase.targets.target import SERVER_IMAGE, Status, Target, words_of
 from twophase.targets.traffic import before, history, recorded
 
@@ -106,6 +106,12 @@ class KServe(Target):
     def version_of(self, release_id: str) -> str | None:
         """The version of the config map that is this release."""
         return next((version for version, release in self._versions().items() if release == release_id), None)
+
+    @_in_words
+    def front_end_of(self, version: str) -> str:
+        """As the release's manifest has it, in the store."""
+        manifest = orjson.loads(self._store.get(f"{self._versions()[version]}/{MANIFEST}"))
+        return str(manifest["front_end"]["fingerprint"])
 
     @_in_words
     def register(self, release: Path) -> str:
@@ -212,7 +218,7 @@ class KServe(Target):
             write_instances(clips, self.limits, Path(folder))
             told = (Path(folder) / CLIPS).read_bytes()
         good = [Path(line["clip"]) for line in map(orjson.loads, told.splitlines()) if "error" not in line]
-        return write_answers(told, self._answered(good), output)
+        return write_answers(by_clip(told, self._answered(good)), output)
 
     @_in_words
     def status(self) -> Status:
@@ -357,7 +363,7 @@ class KServe(Target):
         except httpx.TransportError as error:
             raise TwoPhaseError(f"{url}: does not answer ({error}); see that this machine reaches it") from None
         if not answer.is_success:
-            raise TwoPhaseError(f"{url}: refused with {answer.status_code}: {answer.text[:300]}")
+            raise refusal(answer.status_code, f"{url}: refused with {answer.status_code}: {answer.text[:300]}")
         return answer
 
 

@@ -10,7 +10,6 @@ windows are replayed, and is asked until it has answered.
 
 import functools
 import re
-import secrets
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,15 +50,24 @@ class VertexAI(Jobs):
         """The version that carries the release as its label."""
         return next((version for version, release in self._versions().items() if release == release_id), None)
 
+    def front_end_of(self, version: str) -> str:
+        """As the version's label has it."""
+        found = self._vertex.version(self._vertex.model(self.model)["name"].partition("@")[0], version)
+        return str(found.get("labels", {}).get("front_end", ""))
+
     def register(self, release: Path) -> str:
         """Upload a version: the platform copies the folder in, Google's cloud is sent it through a bucket."""
-        known = self.version_of(read(release).id)
-        if known is not None:
-            return known
         if not self._vertex.address.startswith("http://"):
             from twophase.targets.vertex import Registry
 
-            return Registry(*self._place).register(release, self.model, self._image).rpartition("@")[2]
+            try:
+                registry = Registry(*self._place)
+            except ModuleNotFoundError as error:
+                raise UsageError(f"vertex needs {error.name} for an upload; install twophase[pipelines]") from None
+            return registry.register(release, self.model, self._image).rpartition("@")[2]
+        known = self.version_of(read(release).id)
+        if known is not None:
+            return known
         parent = self._vertex.find("models", self.model)
         made = self._vertex.upload(self.model, release, parent["name"].partition("@")[0] if parent else "")
         return str(made["versionId"])
@@ -107,25 +115,22 @@ class VertexAI(Jobs):
                 return list(answer["predictions"])
         raise TwoPhaseError(f"{self.model}: version {version} answered none of {TRIES} requests")
 
-    def start(self, folder: Path) -> str:
+    def start(self, folder: Path, name: str) -> str:
         """A batch prediction job; its results come in any order, so each line carries its number as the key."""
-        live = self._status().live
-        if live is None:
-            raise UsageError(f"{self.model}: has no live version; deploy one first")
-        name = f"batch/{self.model}-{secrets.token_hex(6)}"
+        live = self._live()
         keyed = folder / "keyed.jsonl"
         with (folder / INSTANCES).open("rb") as lines, keyed.open("wb") as file:
             for i, line in enumerate(lines):
                 file.write(orjson.dumps({"key": str(i)} | orjson.loads(line), option=orjson.OPT_APPEND_NEWLINE))
-        self._bucket.put(f"{name}/{CLIPS}", folder / CLIPS)
-        self._bucket.put(f"{name}/{INSTANCES}", keyed)
-        uri = f"gs://{self._bucket_name}/{name}"
+        self._bucket.put(f"batch/{name}/{CLIPS}", folder / CLIPS)
+        self._bucket.put(f"batch/{name}/{INSTANCES}", keyed)
+        uri = f"gs://{self._bucket_name}/batch/{name}"
         model = self._vertex.model(self.model)["name"].partition("@")[0]
         resources = {"machineSpec": {"machineType": MACHINE}, "startingReplicaCount": 1, "maxReplicaCount": 1}
         job = self._vertex.post(
             f"{self._vertex.parent}/batchPredictionJobs",
             {
-                "displayName": self.model,
+                "displayName": name,
                 "model": f"{model}@{live}",
                 "inputConfig": {"instancesFormat": "jsonl", "gcsSource": {"uris": [f"{uri}/{INSTANCES}"]}},
                 "outputConfig": {"predictionsFormat": "jsonl", "gcsDestination": {"outputUriPrefix": f"{uri}/out"}},
@@ -134,6 +139,11 @@ class VertexAI(Jobs):
             },
         )
         return str(job["name"])
+
+    def find(self, name: str) -> str | None:
+        """By its display name."""
+        found = self._vertex.find("batchPredictionJobs", name)
+        return str(found["name"]) if found else None
 
     def job(self, name: str) -> Job:
         """Its state in one of four words."""

@@ -5,7 +5,6 @@ A setting `NAME` is `TWOPHASE_NAME` in the environment. Credentials are no setti
 
 import os
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 
 from twophase.errors import UsageError
 from twophase.targets.target import SERVER_IMAGE, Target
@@ -53,9 +52,6 @@ def place(name: str, model: str, given: Mapping[str, str]) -> Target:
 def _vertex(model: str, settings: Mapping[str, str]) -> Target:
     from twophase.targets.local import VertexAI
 
-    sdk = "google.cloud.aiplatform"  # only an upload needs it, and it takes seconds to import
-    if "api_endpoint" not in settings and find_spec(sdk) is None:
-        raise ModuleNotFoundError(name=sdk)
     return VertexAI(model, **{"api_endpoint": "", **settings})
 
 

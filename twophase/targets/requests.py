@@ -23,6 +23,24 @@ SOUND_S = LIMITS.windows * 0.49
 _CLIPS, _FRAME = 100, 64  # clips a request; bytes of JSON around a clip and around a request
 
 
+PASSING = frozenset({401, 403, 404, 408, 409, 429})
+"""Refusals that say nothing about a clip: credentials, an endpoint that is just replaced, a limit."""
+
+
+class ClipRefused(TwoPhaseError):
+    """The place does not take this clip, and would not take it the next time."""
+
+    def __init__(self, code: int, message: str) -> None:
+        """`code` is the HTTP status, 400 to 499."""
+        super().__init__(message)
+        self.code = code
+
+
+def refusal(code: int, message: str) -> TwoPhaseError:
+    """What a status that is no success means to who asked: `ClipRefused` where the clip is what is wrong."""
+    return ClipRefused(code, message) if 400 <= code < 500 and code not in PASSING else TwoPhaseError(message)
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a place lets through in one request."""
@@ -51,19 +69,24 @@ def requests(clips: Sequence[Path], limits: Limits) -> Iterator[list[bytes]]:
 
 
 def sent(clip: Path, limits: Limits) -> bytes:
-    """A clip as a request carries it. Raises `TwoPhaseError` when it cannot be read, or is too long for the place."""
+    """A clip as a request carries it. Raises `TwoPhaseError`, and `ClipRefused` when it is too long for the place."""
     try:
         data = clip.read_bytes()
     except OSError as error:
         raise TwoPhaseError(f"{clip}: cannot be read ({error.strerror}); give clip files") from None
     if _FRAME + _size(data) > limits.request_bytes:
+        try:
+            pcm = decode(data, str(clip))
+        except TwoPhaseError as error:
+            raise ClipRefused(400, str(error)) from None
         file = io.BytesIO()
-        soundfile.write(file, decode(data, str(clip)), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+        soundfile.write(file, pcm, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
         data = file.getvalue()
     if _FRAME + _size(data) > limits.request_bytes:
-        raise TwoPhaseError(
+        raise ClipRefused(
+            413,
             f"{clip}: takes {_size(data)} bytes even as 16 kHz FLAC, {limits.place} takes {limits.request_bytes} a "
-            "request; cut it into shorter clips"
+            "request; cut it into shorter clips",
         )
     return data
 

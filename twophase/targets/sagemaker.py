@@ -18,7 +18,6 @@ is offered for a change that keeps the names of variants, so not for their comin
 
 import functools
 import re
-import secrets
 import tarfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -33,7 +32,7 @@ from twophase.errors import TwoPhaseError, UsageError
 from twophase.files import JSON, digest_of
 from twophase.release.manifest import read
 from twophase.targets.jobs import CANCELLED, CLIPS, FAILED, INSTANCES, RUNNING, SUCCEEDED, Job, Jobs
-from twophase.targets.requests import Limits, body
+from twophase.targets.requests import Limits, body, refusal
 from twophase.targets.target import SERVER_IMAGE, Status, words_of
 from twophase.targets.traffic import history, recorded
 
@@ -72,7 +71,8 @@ def _in_words(method: _Method) -> _Method:
                 "AccessDeniedException": "let this account do it, or use another",
                 "AccessDenied": "let this account do it, or use another",
             }.get(code, "see what it says and run the same command again: what is done is kept")
-            raise TwoPhaseError(f"SageMaker, {refused.operation_name}: {message} ({code}); {todo}") from error
+            by_server = refused.response.get("OriginalStatusCode", 0)  # of a `ModelError`: what our server answered
+            raise refusal(by_server, f"SageMaker, {refused.operation_name}: {message} ({code}); {todo}") from error
         except BotoCoreError as error:
             raise TwoPhaseError(
                 f"SageMaker: {error}; see that you are signed in (`aws sts get-caller-identity`)"
@@ -135,6 +135,12 @@ class SageMaker(Jobs):
     def version_of(self, release_id: str) -> str | None:
         """The package of the group that carries this release."""
         return next((v for v, package in self._packages() if package["release"] == release_id), None)
+
+    @_in_words
+    def front_end_of(self, version: str) -> str:
+        """As the package's metadata has it."""
+        package = self._api.describe_model_package(ModelPackageName=dict(self._packages())[version]["arn"])
+        return str(package.get("CustomerMetadataProperties", {}).get("front_end", ""))
 
     @_in_words
     def register(self, release: Path) -> str:
@@ -241,12 +247,9 @@ class SageMaker(Jobs):
         return list(orjson.loads(answer["Body"].read())["predictions"])
 
     @_in_words
-    def start(self, folder: Path) -> str:
+    def start(self, folder: Path, name: str) -> str:
         """A batch transform job, a record a line; the server answers a bad record with an error, not with a failure."""
-        live = self._status().live
-        if live is None:
-            raise UsageError(f"{self.model}: has no live version; deploy one first")
-        name = f"{self.model}-{secrets.token_hex(6)}"
+        live = self._live()
         for file in (CLIPS, INSTANCES):
             self._s3.upload_file(str(folder / file), self._bucket, f"{self._folder(name)}{file}")
         uri = f"s3://{self._bucket}/{self._folder(name)}"
@@ -264,6 +267,14 @@ class SageMaker(Jobs):
             TransformResources={"InstanceType": MACHINE, "InstanceCount": 1},
         )
         return name
+
+    @_in_words
+    def find(self, name: str) -> str | None:
+        """Jobs have the names that they were given."""
+        found: str | None = None
+        with _passing(*MISSING):
+            found = self._api.describe_transform_job(TransformJobName=name)["TransformJobName"]
+        return found
 
     @_in_words
     def job(self, name: str) -> Job:

@@ -34,6 +34,10 @@ class Store:
             for file in (*manifest.digests, MANIFEST):
                 self._call(lambda file=file: self._store.put(f"{name}/{file}", release / file))
 
+    def get(self, file: str) -> bytes:
+        """A file's bytes, by its path in the folder. Raises `TwoPhaseError`."""
+        return bytes(self._call(lambda: self._store.get(file).bytes()))
+
     def clear(self) -> None:
         """Remove everything in the folder."""
         for chunk in self._call(lambda: list(self._store.list())):

@@ -195,6 +195,10 @@ class Target(ABC):
         """One prediction a clip, in order, in as few requests as the place's limits allow. Raises `TwoPhaseError`."""
         return [prediction for group in requests(clips, self.limits) for prediction in self.ask(group)]
 
+    def front_end(self) -> str:
+        """The fingerprint of the live version's front end. Raises `UsageError` when no version is live."""
+        return self.front_end_of(self._live())
+
     def settle(self) -> None:  # noqa: B027  most places take one change after another by themselves
         """Wait for a change that was begun before and cut off, where the place takes none meanwhile."""
 
@@ -217,6 +221,10 @@ class Target(ABC):
     @abstractmethod
     def version_of(self, release_id: str) -> str | None:
         """The version that a release is registered as."""
+
+    @abstractmethod
+    def front_end_of(self, version: str) -> str:
+        """The fingerprint of a registered version's front end; empty where it was registered by other means."""
 
     @abstractmethod
     def register(self, release: Path) -> str:
@@ -257,6 +265,12 @@ class Target(ABC):
                 "where it runs, or remove it with `twophase destroy` and deploy again"
             )
         return found
+
+    def _live(self) -> str:
+        live = self._status().live
+        if live is None:
+            raise UsageError(f"{self.model}: has no live version; deploy one first")
+        return live
 
     def _take_back(self, found: Status, new: str | None) -> None:
         """Put the traffic back and take a newcomer away, as far as that goes: the reason why is already on its way."""
