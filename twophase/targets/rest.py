@@ -1,7 +1,7 @@
 """Vertex AI's REST API, spoken by the command line: the SDK takes seconds to import, this starts at once.
 
 The same against Google's cloud and the platform on this machine; only the address and the credentials differ. Google's
-token is taken from `GOOGLE_OAUTH_ACCESS_TOKEN` or from gcloud (`gcloud auth print-access-token`).
+token is taken from `GOOGLE_OAUTH_ACCESS_TOKEN`, from gcloud, or from a service account.
 """
 
 import builtins
@@ -17,7 +17,7 @@ import httpx
 from twophase.errors import TwoPhaseError
 from twophase.files import JSON
 from twophase.release.manifest import EXTRA, read
-from twophase.targets.requests import Limits, body, sent
+from twophase.targets.requests import Limits, body, refusal, sent
 
 LIMITS = Limits("Vertex AI's shared endpoint", 1_500_000, 60)
 
@@ -64,7 +64,7 @@ class Vertex:
         return self._finished(self.post(name, body))
 
     def find(self, kind: str, display_name: str) -> JSON | None:
-        """The one of `models` or `endpoints` that has this name, models at their default version."""
+        """The one of `models`, `endpoints` or `batchPredictionJobs` of this name, models at their default version."""
         return next(self.list(f"{self.parent}/{kind}", kind, filter=f'display_name="{display_name}"'), None)
 
     def model(self, display_name: str) -> JSON:
@@ -145,7 +145,8 @@ class Vertex:
             said = answer.json()["error"]["message"]
         except (ValueError, KeyError, TypeError):
             said = answer.text[:200]
-        raise TwoPhaseError(f"{self.address}: {method} {name} was refused with {answer.status_code}: {said}")
+        code = answer.status_code
+        raise refusal(code, f"{self.address}: {method} {name} was refused with {code}: {said}")
 
 
 class Bearer(httpx.Auth):
@@ -167,13 +168,40 @@ class Bearer(httpx.Auth):
 
 
 def _token() -> str:
+    """Raises `TwoPhaseError` when nobody is signed in here."""
     if token := os.environ.get("GOOGLE_OAUTH_ACCESS_TOKEN"):
         return token
+    # gcloud first where both could: without a credentials file google-auth asks the network where it runs, for seconds
+    ways = (_default, _gcloud) if os.environ.get("GOOGLE_APPLICATION_CREDENTIALS") else (_gcloud, _default)
+    for way in ways:
+        if token := way():
+            return token
+    raise TwoPhaseError(
+        "no credentials for Google Cloud: run `gcloud auth login`, or name a service account's file in "
+        "GOOGLE_APPLICATION_CREDENTIALS, or set GOOGLE_OAUTH_ACCESS_TOKEN, or name a local platform with --api-endpoint"
+    )
+
+
+def _gcloud() -> str:
     try:
         run = subprocess.run(["gcloud", "auth", "print-access-token"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        raise TwoPhaseError(
-            "no credentials for Google Cloud: run `gcloud auth login`, or set GOOGLE_OAUTH_ACCESS_TOKEN, or name a "
-            "local platform with --api-endpoint"
-        ) from None
+        return ""
     return run.stdout.strip()
+
+
+def _default() -> str:
+    """Of a service account: its file, or the machine's own in Google's cloud (google-auth, where it is installed)."""
+    try:
+        import google.auth
+        import urllib3
+        from google.auth.exceptions import GoogleAuthError
+        from google.auth.transport.urllib3 import Request
+    except ImportError:
+        return ""
+    try:
+        credentials, _ = google.auth.default(scopes=["https://www.googleapis.com/auth/cloud-platform"])
+        credentials.refresh(Request(urllib3.PoolManager()))
+    except GoogleAuthError:
+        return ""
+    return str(credentials.token)
