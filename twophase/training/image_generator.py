@@ -261,9 +261,10 @@ class _Order:
         index, count = self.shard
         if not self.shuffle:
             return self.rows[index::count]
-        # Keras seeds each epoch's permutation with seed + batches seen. All workers draw the same one and share it out.
-        n = len(self.rows)
-        state = np.random.RandomState((self.seed + epoch * -(-n // self.batch_size)) % 2**32)
+        # Keras seeds each epoch's permutation with seed + batches seen. All workers draw the one that a single worker
+        # with their batches together draws, and share it out.
+        n, batch_size = len(self.rows), count * self.batch_size
+        state = np.random.RandomState((self.seed + epoch * -(-n // batch_size)) % 2**32)
         return self.rows[state.permutation(n)[index::count]]
 
 
