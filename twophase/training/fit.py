@@ -8,7 +8,8 @@
 Epochs are kept every few seconds: those of a small set take less time than keeping them. A fit that is killed goes on
 after the last kept one, and ends with the weights of an undisturbed one: batches and augmentation are functions of
 (seed, epoch), and dropout's generator is kept too, which Keras's own weight files leave out. Same seed, inputs and
-thread count: same weights (`enable_op_determinism`).
+thread count: same weights (`enable_op_determinism`). Several devices fit together without being asked to
+(distributed.py).
 """
 
 import math
@@ -95,9 +96,12 @@ def fit(
     rate = keras.optimizers.schedules.CosineDecay(
         recipe.learning_rate / 20, steps - warmup, warmup_target=recipe.learning_rate, warmup_steps=warmup
     )
-    optimizer = keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay)
-    network.compile(optimizer, loss, weighted_metrics=["accuracy"])
-    run = _Run(network, optimizer, epochs, state, progress)
+    with distributed.strategy().scope():
+        learner = distributed.replicated(network)
+        optimizer = keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay)
+        optimizer.build(learner.trainable_variables)
+        learner.compile(optimizer, loss, weighted_metrics=["accuracy"])
+    run = _Run(learner, optimizer, epochs, state, progress)
     with locked(state, "this training"):  # an orphan of a killed run may still be at it
         run.resume()
         if not run.over:
@@ -108,17 +112,19 @@ def fit(
                 keras.callbacks.TensorBoard(state / "logs", write_graph=False),
             ]
             if distributed.worker()[1] > 1:
-                distributed.fit(network, train, validation, run.epoch, epochs, callbacks)
+                distributed.fit(learner, train, validation, run.epoch, epochs, callbacks)
             else:
-                network.fit(
-                    train,
-                    validation_data=validation,
+                learner.fit(
+                    distributed.filled(train),
+                    validation_data=distributed.filled(validation),
                     initial_epoch=run.epoch,
                     epochs=epochs,
                     verbose=0,
                     shuffle=False,  # the generator shuffles, by seed and epoch
                     callbacks=callbacks,
                 )
+    if learner is not network:
+        network.set_weights(learner.get_weights())
     return run.history
 
 
@@ -141,7 +147,6 @@ class _Run:
             return
         self.history = read_json(self._state / "progress.json", "training state")
         self.epoch = len(self.history["val_loss"])
-        self._optimizer.build(self._network.trainable_variables)
         self._load(self.epoch)
 
     def finish_epoch(self, logs: dict[str, float]) -> None:

@@ -28,7 +28,7 @@ from twophase.files import code_digest, digest, digest_of, new_directory, write_
 from twophase.release.runtime import pool
 from twophase.training import networks
 from twophase.training.augment import Augment
-from twophase.training.distributed import worker
+from twophase.training.distributed import share, worker
 from twophase.training.fit import Progress, Recipe, fit, prepare
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def fit_rows(
         labels = one_hot[targets[rows]]
         learning = split == SPLITS[0]
         index, count = worker() if learning else (0, 1)  # validation is every worker's own
-        size, subset = BATCH // count, images.subset(rows)
+        size, subset = share(BATCH, count), images.subset(rows)
         return generator.flow(subset, labels, size, learning, weights, recipe.seed, shard=(index, count))
 
     loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.05)
