@@ -1,14 +1,19 @@
 """Several devices of one machine learn what one does; who the workers are is read, or refused in one sentence."""
 
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.training.fitting import learned, start
 from twophase.errors import TwoPhaseError, UsageError
 from twophase.training.distributed import share, worker
+from twophase.training.image_generator import ImageGenerator
 
 
 @pytest.mark.timeout(300)
@@ -64,6 +69,23 @@ def test_another_tf_config_is_refused(text: str, words: str, monkeypatch: pytest
     monkeypatch.setenv("TF_CONFIG", text)
     with pytest.raises(TwoPhaseError, match=f"TF_CONFIG: {words}"):
         worker()
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(8, 300), workers=st.sampled_from((2, 4)), epoch=st.integers(0, 100))
+def test_all_workers_parts_are_one_worker_s_batch(n: int, workers: int, epoch: int) -> None:
+    """But for an epoch's last batch, which takes an image of the one before it where it would leave a worker none."""
+    images = np.arange(n, dtype=np.float32).reshape(n, 1, 1)
+
+    def batches(index: int, count: int) -> list[list[float]]:
+        order = ImageGenerator().flow(images, batch_size=share(8, count), seed=3, shard=(index, count))
+        order.set_epoch(epoch)
+        return [order[i].ravel().tolist() for i in range(len(order))]
+
+    whole, parts = batches(0, 1), [batches(i, workers) for i in range(workers)]
+    together = [sorted(chain(*part)) for part in zip(*parts, strict=True)]
+    assert together[:-2] == [sorted(batch) for batch in whole][:-2]
+    assert sorted(chain(*together)) == sorted(chain(*whole))
 
 
 def test_a_batch_is_shared_by_no_more_workers_than_can_go_in_step() -> None:
