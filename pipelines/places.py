@@ -21,7 +21,10 @@ from components.deployment import deploy_version, promote_version
 from components.end_of_run import end_of_run
 from components.live_version import find_live
 from components.registration import register_version
+from twophase.errors import UsageError
 from twophase.targets.traffic import MACHINE
+from twophase.training.distributed import share
+from twophase.training.train import BATCH
 
 Named = dict[str, Any]
 """The arguments that name a model: project, region, api_endpoint, model; on a cluster namespace, releases, model."""
@@ -35,12 +38,21 @@ class Machines:
     accelerator_type: str = ""
     """Such as `NVIDIA_TESLA_T4`; empty for none."""
     accelerator_count: int = 1
+    """On one machine all fit a network together."""
     replicas: int = 1
-    """Machines that fit one network together."""
+    """Machines that fit one network together, each with one accelerator at most."""
     spot: bool = False
     service_account: str = ""
     network: str = ""
     encryption_key: str = ""
+
+    def __post_init__(self) -> None:
+        share(BATCH, self.replicas)
+        if self.replicas > 1 and self.accelerator_count > 1:
+            raise UsageError(
+                f"{self.replicas} machines with {self.accelerator_count} accelerators each: a machine of several uses "
+                "one; ask for one each, or for one machine"
+            )
 
 
 USUAL = Machines()

@@ -71,6 +71,7 @@ def submit(
     namespace: Annotated[str, typer.Option(help="Kubeflow: where KServe serves.")] = "default",
     machine: Annotated[str, typer.Option(help="Vertex: machine type that training runs on.")] = "",
     accelerator: Annotated[str, typer.Option(help="Vertex: accelerator of that machine, such as NVIDIA_L4.")] = "",
+    accelerator_count: Annotated[int, typer.Option(min=1, help="Vertex: so many of them.")] = 1,
     replicas: Annotated[int, typer.Option(min=1, help="Vertex: machines that fit each network together.")] = 1,
     spot: Annotated[bool, typer.Option("--spot", help="Vertex: train on machines that may be taken away.")] = False,
     service_account: Annotated[str, typer.Option(help="Whom the steps run as.")] = "",
@@ -120,6 +121,7 @@ def submit(
         chosen = Machines(
             machine or Machines.machine_type,
             accelerator,
+            accelerator_count,
             replicas=replicas,
             spot=spot,
             service_account=service_account,
