@@ -18,14 +18,8 @@ from pipelines.places import USUAL, Machines, vertex
 from twophase.audio import sources
 from twophase.errors import UsageError
 from twophase.files import digest_of
+from twophase.local.pipeline import checked
 from twophase.targets.vertex import SERVER_IMAGE
-
-_KINDS: dict[str, tuple[type, ...]] = {
-    "STRING": (str,),
-    "NUMBER_INTEGER": (int,),
-    "NUMBER_DOUBLE": (int, float),
-    "BOOLEAN": (bool,),
-}
 
 
 @dataclass(frozen=True)
@@ -44,18 +38,7 @@ class Submission:
 
     def __post_init__(self) -> None:
         """Check the arguments. Raises `UsageError` naming the first that the spec does not take."""
-        known = self.spec["root"].get("inputDefinitions", {}).get("parameters", {})
-        for name, value in self.arguments.items():
-            if name not in known:
-                raise UsageError(f"{name}: is no parameter of {self.name}; it has {', '.join(sorted(known))}")
-            kind = known[name]["parameterType"]
-            fits = isinstance(value, _KINDS.get(kind, (object,))) and (kind == "BOOLEAN" or not isinstance(value, bool))
-            if not fits:
-                raise UsageError(f"{name}: {value!r} does not fit; {self.name} takes a {kind} there")
-        missing = [n for n, d in known.items() if "defaultValue" not in d and not d.get("isOptional")]
-        lacking = sorted(set(missing) - self.arguments.keys())
-        if lacking:
-            raise UsageError(f"{', '.join(lacking)}: {self.name} needs it; give it with --param {lacking[0]}=...")
+        checked(self.spec, self.arguments)
 
     @property
     def name(self) -> str:

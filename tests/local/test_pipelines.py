@@ -5,7 +5,9 @@ import signal
 import time
 from pathlib import Path
 
+import httpx
 import pytest
+import yaml
 from google.api_core import exceptions
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import aiplatform
@@ -142,6 +144,28 @@ def test_submit_and_wait(tmp_path: Path, home: Path) -> None:
     assert (name, state, error) == ("add", "FAILED", "ValueError: b is negative")
     assert [j.name for j in aiplatform.PipelineJob.list(filter='display_name="good-1"')] == [run.name]
     run.delete()
+
+
+def test_what_the_pipeline_does_not_take_is_refused_at_once(tmp_path: Path, platform: Address) -> None:
+    compiler.Compiler().compile(sums, str(tmp_path / "sums.yaml"))
+    spec = yaml.safe_load((tmp_path / "sums.yaml").read_text())
+
+    def refused(spec: object, given: dict[str, object]) -> str:
+        body = {"pipelineSpec": spec, "runtimeConfig": {"parameterValues": given}}
+        answer = httpx.post(f"{platform.url}/v1/projects/p/locations/us-central1/pipelineJobs", json=body)
+        assert answer.status_code == 400
+        return str(answer.json()["error"]["message"])
+
+    for given, words in (
+        ({"a": 1.5}, "a: 1.5 does not fit; sums takes a NUMBER_INTEGER there"),
+        ({"a": "one"}, "a: 'one' does not fit; sums takes a NUMBER_INTEGER there"),
+        ({"a": True}, "a: True does not fit; sums takes a NUMBER_INTEGER there"),
+        ({"b": 1}, "a: sums needs it, a NUMBER_INTEGER; give it among its arguments"),
+        ({"a": 1, "c": 1}, "c: is no parameter of sums; it has a, b"),
+    ):
+        assert refused(spec, given) == f"pipelineJob.runtimeConfig.parameterValues.{words}"
+    for nothing in ({}, {"root": {}}, {"root": 1, "pipelineInfo": {"name": "sums"}}):
+        assert "is no compiled pipeline" in refused(nothing, {"a": 1})
 
 
 @pytest.mark.usefixtures("sdk")

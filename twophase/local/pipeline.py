@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from twophase.errors import UsageError
 from twophase.progress import parse
 
 _COLOUR = re.compile(r"\x1b\[\d+m")
@@ -24,6 +25,12 @@ _STARTED = re.compile(r"Executing task '([^']+)'")
 _ENDED = re.compile(r"Task '([^']+)' finished with status (\w+)")
 _FATAL = re.compile(r"Inner task failed: '([^']+)'")
 _RAISED = re.compile(r"^( *)Traceback \(most recent call last\):\n(?:\1 .*\n)+((?:\1\S.*\n?)+)", re.MULTILINE)
+_KINDS: dict[str, tuple[type, ...]] = {
+    "STRING": (str,),
+    "NUMBER_INTEGER": (int,),
+    "NUMBER_DOUBLE": (int, float),
+    "BOOLEAN": (bool,),
+}
 _STATES = {"SUCCESS": "SUCCEEDED", "FAILURE": "FAILED", "SKIPPED": "SKIPPED"}
 
 
@@ -38,14 +45,31 @@ def run(job: Path) -> None:
         raise_on_error=True,
         enable_caching=plan["caching"],
     )
-    components.load_component_from_text(json.dumps(plan["spec"]))(**arguments(plan["spec"], plan["arguments"]))
+    components.load_component_from_text(json.dumps(plan["spec"]))(**checked(plan["spec"], plan["arguments"]))
 
 
-def arguments(spec: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Arguments as the pipeline takes them: JSON carries every number as a float."""
-    kinds = spec.get("root", {}).get("inputDefinitions", {}).get("parameters", {})
-    whole = {name for name, kind in kinds.items() if kind.get("parameterType") == "NUMBER_INTEGER"}
-    return {name: int(value) if name in whole else value for name, value in given.items()}
+def checked(spec: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments as the pipeline takes them: in JSON a whole number may come as a float.
+
+    Raises `UsageError` naming the first that the pipeline lacks, does not know, or takes as another type.
+    """
+    name = spec["pipelineInfo"]["name"]
+    known = spec["root"].get("inputDefinitions", {}).get("parameters", {})
+    taken = {}
+    for parameter, value in given.items():
+        if parameter not in known:
+            raise UsageError(f"{parameter}: is no parameter of {name}; it has {', '.join(sorted(known))}")
+        kind = known[parameter]["parameterType"]
+        if kind == "NUMBER_INTEGER" and isinstance(value, float) and value.is_integer():
+            value = int(value)
+        fits = isinstance(value, _KINDS.get(kind, (object,))) and (kind == "BOOLEAN" or not isinstance(value, bool))
+        if not fits:
+            raise UsageError(f"{parameter}: {value!r} does not fit; {name} takes a {kind} there")
+        taken[parameter] = value
+    for parameter, facts in known.items():
+        if parameter not in given and "defaultValue" not in facts and not facts.get("isOptional"):
+            raise UsageError(f"{parameter}: {name} needs it, a {facts['parameterType']}; give it among its arguments")
+    return taken
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from twophase.errors import UsageError
 from twophase.files import JSON, digest, read_json, write_json
 from twophase.local import pipeline
 from twophase.local.background import Background, Submit
@@ -56,22 +57,27 @@ class Pipelines:
         given = request.get("pipelineJob", {})
         if given.get("templateUri") and not given.get("pipelineSpec"):
             raise Refusal(501, "CreatePipelineJob: templateUri is not built here; send the compiled pipelineSpec")
-        if "root" not in given.get("pipelineSpec", {}):
-            raise Refusal(400, "pipelineJob.pipelineSpec: is no compiled pipeline; compile it with kfp first")
+        config = given.get("runtimeConfig", {})
+        values = config.get("parameterValues", {})
+        try:
+            pipeline.checked(given.get("pipelineSpec", {}), values)
+        except UsageError as error:
+            raise Refusal(400, f"pipelineJob.runtimeConfig.parameterValues.{error}") from None
+        except (KeyError, TypeError, AttributeError):
+            raise Refusal(400, "pipelineJob.pipelineSpec: is no compiled pipeline; compile it with kfp first") from None
         identity = request.get("pipelineJobId") or f"pipeline-{new_id()}"
         if not _JOB_ID.fullmatch(identity):
             raise Refusal(400, f"pipelineJobId: {identity!r}; a-z first, then up to 127 of a-z, 0-9 and -")
         name = f"{request['parent']}/pipelineJobs/{identity}"
         if self._store.get(_KIND, name):
             raise Refusal(409, f"{name}: already exists; a job runs once, give the next one another id")
-        config = given.get("runtimeConfig", {})
         root = self._buckets.folder(config.get("gcsOutputDirectory") or f"gs://{DEFAULT_BUCKET}/pipelines")
         job = self._job(name)
         shutil.rmtree(job, ignore_errors=True)
         job.mkdir(parents=True)
         plan = {
             "spec": given["pipelineSpec"],
-            "arguments": config.get("parameterValues", {}),
+            "arguments": values,
             "root": str(root),
             "caching": '"enableCache": true' in json.dumps(given["pipelineSpec"]),
         }
