@@ -24,14 +24,13 @@ def start(
     devices: int = 1,
     kill_at: int = 0,
     images: int = 269,
-    config: dict[str, Any] | None = None,
+    config: str = "",
 ) -> subprocess.Popen[str]:
-    """A process that fits `network` to so many images; `config` is what it finds in `TF_CONFIG`.
+    """A process that fits `network` to so many images; `config` is its `TF_CONFIG`.
 
     An epoch of 269 ends with a batch of 13, of which two workers have 7 and 6.
     """
-    told = {"TF_CONFIG": json.dumps(config)} if config else {}
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "OMP_NUM_THREADS": "1", **told}
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "OMP_NUM_THREADS": "1", "TF_CONFIG": config}
     numbers = map(str, (devices, kill_at, images))
     command = [sys.executable, "-m", "tests.training.fitting", str(folder), network, *numbers]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
@@ -42,7 +41,7 @@ def start_workers(folder: Path, network: str, count: int, kill_at: int = 0) -> l
     addresses = [f"127.0.0.1:{port}" for port in _free_ports(count)]
     cluster = {"chief": addresses[:1], "worker": addresses[1:]}
     tasks = [{"type": "chief", "index": 0}, *({"type": "worker", "index": i} for i in range(count - 1))]
-    return [start(folder, network, 1, kill_at, config={"cluster": cluster, "task": task}) for task in tasks]
+    return [start(folder, network, 1, kill_at, config=json.dumps({"cluster": cluster, "task": task})) for task in tasks]
 
 
 def ended(process: subprocess.Popen[str]) -> int:
