@@ -1,6 +1,7 @@
 """Answers: online for few clips, one job for a backlog, once each, until they are fetched."""
 
 import io
+import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -149,7 +150,7 @@ def test_a_job_is_found_again_after_a_crash(
     submitted: bool, classifier: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed after the job was written down, before or after it was submitted: it is made once."""
-    before, id = len(jobs(classifier)), f"gateway-0123456789a{submitted:d}"
+    before, id = len(jobs(classifier)), f"gateway-{secrets.token_hex(6)}"
     backlog(store, tmp_path, 20)
     store.do(lambda c: c.execute(insert(job).values(id=id, made=1.0)))
     store.do(lambda c: c.execute(update(clip).values(job=id)))

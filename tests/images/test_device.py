@@ -1,35 +1,18 @@
 """The device image, built and run: without network and with a read-only file system (`make test-images`)."""
 
 import json
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 
 from tests.device.sounds import noise
+from tests.images.docker import docker
 from tests.serving.standin import make
 from twophase.cli.containers import image
 
 pytestmark = [pytest.mark.images, pytest.mark.timeout(600)]
 
 IMAGE = image("device")
-
-
-def docker(*arguments: str, given: bytes = b"") -> str:
-    done = subprocess.run(["docker", *arguments], input=given, capture_output=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr.decode()
-    return done.stdout.decode()
-
-
-@pytest.fixture
-def state() -> Iterator[str]:
-    """A volume."""
-    name = f"twophase-{uuid4().hex[:12]}"
-    docker("volume", "create", name)
-    yield name
-    docker("volume", "rm", name)
 
 
 def test_it_listens_and_keeps_what_it_cannot_send(state: str, tmp_path: Path) -> None:

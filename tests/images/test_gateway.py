@@ -1,19 +1,18 @@
 """The gateway image, built and run: a device enrols, sends, finds its clip after a restart (`make test-images`)."""
 
 import json
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from uuid import uuid4
 
 import httpx
 import pytest
 
 from tests.device.sounds import HEARD, noise
 from tests.device.test_agent import free_port
+from tests.images.docker import docker
 from twophase.audio.frontend import FRONT_END
 from twophase.cli.containers import image
 from twophase.device.budget import Budget, Daily
@@ -25,21 +24,6 @@ from twophase.device.uplink import Sender
 pytestmark = [pytest.mark.images, pytest.mark.timeout(600)]
 
 IMAGE = image("gateway")
-
-
-def docker(*arguments: str) -> str:
-    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-@pytest.fixture
-def state() -> Iterator[str]:
-    """A volume."""
-    name = f"twophase-{uuid4().hex[:12]}"
-    docker("volume", "create", name)
-    yield name
-    docker("volume", "rm", name)
 
 
 @contextmanager
