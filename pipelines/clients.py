@@ -123,13 +123,13 @@ class Vertex:
     def wait(self, name: str, on_task: Callable[[str, str], object] = lambda task, state: None) -> None:
         """Watch a run to its end; `on_task` is called with each task's new state. Raises `RunEndedBadly`."""
         seen: dict[str, str] = {}
-        pause_s = 0.5
+        pause_s, longest_s = 0.5, 1.0 if self.api_endpoint else 15.0  # a platform on this machine may be asked often
         with self._in_words(name):
             job = self._sdk.PipelineJob.get(name)
             while (state := job.state.name) not in ENDED:  # asks
                 self._tell(job, seen, on_task)
                 time.sleep(pause_s)
-                pause_s = min(1.5 * pause_s, 15.0)
+                pause_s = min(1.5 * pause_s, longest_s)
         self._tell(job, seen, on_task)
         if state != "PIPELINE_STATE_SUCCEEDED":
             word = "was cancelled" if state.endswith("CANCELLED") else "failed"
