@@ -1,6 +1,7 @@
 """What Google's clients raise, in one message that says what to do."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 from twophase.errors import TwoPhaseError
@@ -35,5 +36,6 @@ def in_words(at: str) -> Iterator[None]:
 
 
 def _why(error: Exception) -> str:
-    """What was said, on one line."""
-    return " ".join(str(getattr(error, "message", "") or error).split())[:400] or type(error).__name__
+    """What was said, on one line; without the request, which REST's errors begin with."""
+    said = re.sub(r"^[A-Z]+ https?://\S+: ", "", str(getattr(error, "message", "") or error))
+    return " ".join(said.split())[:400] or type(error).__name__
