@@ -313,7 +313,7 @@ class Refusing(BaseHTTPRequestHandler):
 REFUSALS = [
     (401, "no credentials"),
     (403, r"not allowed \(because\); docs/vertex.md lists the roles"),
-    (404, ": because; see that project, region and bucket exist"),
+    (404, "because; see that project, region and bucket exist"),
     (429, "over a quota .*because.*ask for more"),
     (503, "does not answer .*because.*try again"),
     (400, "because"),
