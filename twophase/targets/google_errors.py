@@ -19,7 +19,8 @@ def in_words(at: str) -> Iterator[None]:
         yield
     except (*unanswered, ConnectionError) as error:
         raise TwoPhaseError(
-            f"{at}: does not answer ({_why(error)}); see that the address is right, and try again: what is done is kept"
+            f"{at}: does not answer ({_why(error)}); see that it runs and that the address is right, then try again: "
+            "what is done is kept"
         ) from error
     except (GoogleAuthError, said.Unauthorized) as error:
         raise TwoPhaseError(

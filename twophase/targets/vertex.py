@@ -22,6 +22,7 @@ from twophase.errors import TwoPhaseError
 from twophase.files import new_directory
 from twophase.release.golden import GOLDEN, PROBABILITY_TOLERANCE
 from twophase.release.manifest import NONE, read, verify
+from twophase.targets.google_errors import in_words
 from twophase.targets.requests import wav
 from twophase.targets.target import SERVER_IMAGE
 from twophase.targets.traffic import CANARY_PERCENT, MACHINE, TRIES, before, history, recorded
@@ -36,25 +37,12 @@ class SmokeTestFailed(TwoPhaseError):
 
 
 def _in_words(method: _Method) -> _Method:
-    """Turn the SDK's errors into one message with the address and what to do."""
+    """Say what the SDK raises as everything here does that asks Google."""
 
     @functools.wraps(method)
     def spoken(self: "Registry", *args: Any, **kwargs: Any) -> Any:
-        from google.api_core.exceptions import GoogleAPIError
-        from google.auth.exceptions import GoogleAuthError
-        from requests import RequestException
-
-        try:
+        with in_words(self.address):
             return method(self, *args, **kwargs)
-        except GoogleAuthError as error:
-            raise TwoPhaseError(
-                f"{self.address}: no credentials ({error}); run `gcloud auth application-default login`"
-            ) from error
-        except (GoogleAPIError, RequestException) as error:
-            why = getattr(error, "message", "") or type(error).__name__
-            raise TwoPhaseError(
-                f"{self.address}: {why}; see that it runs (`twophase local status`) and that you may use it"
-            ) from error
 
     return cast(_Method, spoken)
 
