@@ -96,14 +96,6 @@ class Vertex:
             made = schedules.create_schedule(request=types.CreateScheduleRequest.wrap(asked))
         return str(made.name)
 
-    def unschedule(self, model: str) -> list[str]:
-        """Delete the schedules of a model, of which no run starts any more; return their resource names."""
-        with self._in_words(model):
-            found = self._sdk.PipelineJobSchedule.list(filter=f'display_name="{model}"')
-            for schedule in found:
-                schedule.delete()
-        return [str(schedule.resource_name) for schedule in found]
-
     def get(self, job_id: str) -> Any:
         """The job of that id as the SDK has it, or None."""
         from google.api_core.exceptions import NotFound

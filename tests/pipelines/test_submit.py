@@ -29,6 +29,7 @@ from twophase.errors import TwoPhaseError, UsageError
 from twophase.files import locked
 from twophase.local.process import Address
 from twophase.targets.live import whats_live
+from twophase.targets.rest import Vertex as RestVertex
 
 PLACE = ("local", "us-central1")
 IMAGE = "us-central1-docker.pkg.dev/p/twophase/trainer:0.1.0"
@@ -180,8 +181,9 @@ def test_a_schedule_is_sent_as_its_dry_run_says_and_found_by_its_model() -> None
         asked = for_vertex({"data": "", "model": "scheduled"}, "gs://b", IMAGE, "p", "us-central1", account)
         name = vertex.schedule(asked, "0 3 * * *")
         expected = vertex.request(asked, "0 3 * * *")
-        assert vertex.unschedule("another") == []
-        assert vertex.unschedule("scheduled") == [name]
+        rest = RestVertex("p", "us-central1", address)
+        assert rest.unschedule("another") == []
+        assert rest.unschedule("scheduled") == [name]
     (path, body), (deleted, _) = Captured.sent
 
     def message(schedule: dict[str, Any]) -> Any:

@@ -221,7 +221,7 @@ def unschedule(
     api_endpoint: ApiEndpoint = "",
 ) -> None:
     """Delete the schedules on Vertex AI that `submit --schedule` made for a model. Runs under way go on."""
-    from pipelines.clients import Vertex
+    from twophase.targets.rest import Vertex
 
     deleted = Vertex(project, region, api_endpoint).unschedule(model)
     typer.echo("\n".join(deleted) or f"{model}: has no schedule in {project}, {region}")

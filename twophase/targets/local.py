@@ -57,7 +57,7 @@ class VertexAI(Jobs):
 
     def register(self, release: Path) -> str:
         """Upload a version: the platform copies the folder in, Google's cloud is sent it through a bucket."""
-        if not self._vertex.address.startswith("http://"):
+        if not self._vertex.local:
             from twophase.targets.vertex import Registry
 
             try:
@@ -193,7 +193,9 @@ class VertexAI(Jobs):
         return Status(self._versions(), Traffic(self._vertex, self.model).shares(), history(endpoint.get("labels", {})))
 
     def delete(self) -> None:
-        """Undeploy everything, then remove endpoint and model."""
+        """Delete the schedules of its pipeline, undeploy everything, then remove endpoint and model."""
+        if not self._vertex.local:  # first: a run of theirs would bring all of it back
+            self._vertex.unschedule(self.model)
         endpoint, model = self._vertex.find("endpoints", self.model), self._vertex.find("models", self.model)
         if endpoint is not None:
             if endpoint.get("deployedModels"):
@@ -222,9 +224,8 @@ class _Bucket:
     """The little of Cloud Storage's JSON API that a batch job needs, with the credentials of the Vertex client."""
 
     def __init__(self, vertex: Vertex, name: str, project: str, region: str) -> None:
-        local = vertex.address.startswith("http://")
         self._http = httpx.Client(
-            base_url=vertex.address if local else "https://storage.googleapis.com", auth=vertex.auth, timeout=300
+            base_url=vertex.address if vertex.local else "https://storage.googleapis.com", auth=vertex.auth, timeout=300
         )
         self._name = name
         if self._call("GET", f"/storage/v1/b/{name}", missing=True) is None:

@@ -29,8 +29,8 @@ class Vertex:
         """`api_endpoint` is an address such as `http://127.0.0.1:8470`, or empty for Google's own."""
         self.address = api_endpoint.rstrip("/") or f"https://{region}-aiplatform.googleapis.com"
         self.parent = f"projects/{project}/locations/{region}"
-        local = self.address.startswith("http://")
-        self.auth = Bearer((lambda: os.environ.get("TWOPHASE_TOKEN", "")) if local else _token)
+        self.local = self.address.startswith("http://")
+        self.auth = Bearer((lambda: os.environ.get("TWOPHASE_TOKEN", "")) if self.local else _token)
         self._http = httpx.Client(base_url=f"{self.address}/v1/", auth=self.auth, timeout=60.0)
 
     def list(self, collection: str, field: str, **params: str) -> Iterator[JSON]:
@@ -105,6 +105,14 @@ class Vertex:
             model["labels"] = {"release": found.id, "front_end": found.fingerprint}
         made = self.done(f"{self.parent}/models:upload", {"model": model} | ({"parentModel": parent} if parent else {}))
         return self.get(f"{made['model']}@{made['modelVersionId']}")
+
+    def unschedule(self, display_name: str) -> builtins.list[str]:
+        """Delete the schedules of that name, which runs under way survive; their resource names."""
+        found = self.list(f"{self.parent}/schedules", "schedules", filter=f'display_name="{display_name}"')
+        names = [str(schedule["name"]) for schedule in found]
+        for name in names:
+            self.delete(name)
+        return names
 
     def predict(self, endpoint: JSON, clips: Sequence[Path]) -> JSON:
         """Ask an endpoint about clip files, a request each; Vertex's answer with a prediction a clip."""
