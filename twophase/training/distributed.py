@@ -92,6 +92,8 @@ def strategy() -> Any:
     if worker()[1] > 1:
         tf.config.set_visible_devices(tf.config.list_physical_devices("GPU")[:1], "GPU")
         return tf.distribute.MultiWorkerMirroredStrategy()
+    if not os.environ.get("TF_CONFIG"):  # an empty one is none here, and to TensorFlow an error
+        os.environ.pop("TF_CONFIG", None)
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     if len(devices) == 1:
         return tf.distribute.get_strategy()
