@@ -82,7 +82,10 @@ def step(name: str) -> Iterator[Step]:
 def parse(line: str) -> Event | None:
     """The event in a line of a log, or None."""
     found = _LINE.search(line)
-    return Event(**json.loads(found.group(1))) if found else None
+    try:
+        return Event(**json.loads(found.group(1))) if found else None
+    except (ValueError, TypeError):  # two processes wrote one line
+        return None
 
 
 def _print(event: Event) -> None:
