@@ -25,7 +25,7 @@ run: setup  ## clips -> images -> gate + classifier -> release -> version -> end
 	$(BIN)/twophase run --quick $(ARGS)
 
 test: setup  ## the tests (minutes); ARGS='-k name' for some of them
-	$(BIN)/python -m pytest -n 3 --dist loadscope $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 lint: setup  ## formatting, style, types, who may import whom
 	$(BIN)/ruff format --check .
