@@ -93,6 +93,7 @@ def test_a_missing_client_is_named(monkeypatch: pytest.MonkeyPatch, releases: tu
     with pytest.raises(UsageError, match=re.escape("sagemaker needs boto3; install twophase[sagemaker]")):
         place("sagemaker", "pair", {"role": "r"})
     monkeypatch.setitem(sys.modules, "google.cloud.aiplatform", None)  # only an upload needs it
+    monkeypatch.delattr("google.cloud.aiplatform", raising=False)
     monkeypatch.setenv("GOOGLE_OAUTH_ACCESS_TOKEN", "t")
     with pytest.raises(UsageError, match=r"google.cloud.aiplatform for an upload; install twophase\[pipelines\]"):
         place("vertex", "pair", {"project": "p"}).register(releases[0])

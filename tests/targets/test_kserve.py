@@ -30,9 +30,9 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
+    httpx.post(f"{address}/moto-api/reset")  # it is one for all tests of a process
     boto3.client("s3").create_bucket(Bucket="models")
     yield "s3://models/two-phase"
-    httpx.post(f"{address}/moto-api/reset")
     server.stop()
 
 
