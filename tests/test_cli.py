@@ -83,6 +83,15 @@ def test_an_empty_folder_fails_the_run_with_one_message(tmp_path: Path) -> None:
     refused(done, 1, str(tmp_path / "data"), "has no clips", "label/clip")
 
 
+@pytest.mark.parametrize("command", ["run", "submit"])
+def test_data_that_is_nowhere_is_said_before_a_platform_is_started(tmp_path: Path, command: str) -> None:
+    home, nowhere = tmp_path / "home", tmp_path / "nowhere"
+    line = [command, "--data", str(nowhere), "--home", str(home), "--workdir", str(tmp_path / "w")]
+    done = CliRunner().invoke(app, line, env={"TWOPHASE_API_ENDPOINT": ""})
+    assert str(done.exception).startswith(f"{nowhere}: ")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_wanted_label_that_does_not_exist_is_a_usage_error(tmp_path: Path, tiny_data: Path) -> None:
     arguments = ("--data", str(tiny_data), "--wanted", "Flute,Kazoo", "--workdir", str(tmp_path / "w"))
     refused(twophase("run", *arguments, home=tmp_path), 2, "Kazoo", "is no label", "Snare_drum")

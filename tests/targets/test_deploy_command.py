@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from twophase.cli import app
+from twophase.cli.deploy import asked
 from twophase.errors import TwoPhaseError, UsageError
 from twophase.local import process
 from twophase.release.manifest import read
@@ -73,7 +74,12 @@ def test_a_life(twophase: Callable[[str], str], releases: tuple[Path, ...], clip
         ("deploy {release} --target kserve --set bucket=x", "means nothing to kserve"),
         ("deploy {release} --target kserve --set store", "NAME=VALUE is accepted"),
         ("deploy {release} --target azureml --set workspace=w", "azureml needs subscription"),
-        ("deploy {release} --target vertex", "vertex needs project"),
+        ("deploy {release} --target vertex", "vertex needs project; give --project, or TWOPHASE_PROJECT"),
+        ("batch status --target vertex", "vertex needs project; give --project"),
+        ("deploy {release} --target kserve --region r", "--region: means nothing to kserve; it has namespace"),
+        ("deploy {release} --target azureml --project p", "--project: means nothing to azureml"),
+        ("target status pair --target sagemaker --api-endpoint http://x", "--api-endpoint: means nothing to sagemaker"),
+        ("target status pair --target kserve --home x", "--home x: means nothing to kserve"),
         ("deploy {release} --percent 101", "give 1 to 100 per cent"),
         ("batch submit other x.wav --to gs://b/out", "is for gs:// sources"),
         ("batch submit other x.wav gs://b/x.jsonl --to gs://b/out", "has no clip files beside them"),
@@ -86,6 +92,21 @@ def test_wrong_usage(twophase: Callable[[str], str], releases: tuple[Path, ...],
     with pytest.raises(TwoPhaseError, match=words) as refused:
         twophase(line.format(release=releases[0]))
     assert isinstance(refused.value, UsageError) or "x.wav" in words
+
+
+def test_options_reach_the_place_that_has_them(twophase: Callable[[str], str]) -> None:
+    assert twophase("target status pair --target vertex --project local") == "nothing is deployed\n"
+    with pytest.raises(TwoPhaseError, match="http://127.0.0.1:1: does not answer"):
+        twophase("target status pair --target vertex --project p --api-endpoint http://127.0.0.1:1")
+    assert asked("sagemaker", ["role=r"], ("", "eu-west-1", ""), None) == {"role": "r", "region": "eu-west-1"}
+
+
+def test_a_dry_run_starts_nothing(releases: tuple[Path, ...], tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    line = ["deploy", str(releases[0]), "--dry-run", "--home", str(home)]
+    done = CliRunner().invoke(app, line, env={"TWOPHASE_API_ENDPOINT": ""})
+    assert "does not run; start it with `twophase local up`" in str(done.exception)
+    assert not home.exists()
 
 
 def test_a_missing_client_is_named(monkeypatch: pytest.MonkeyPatch, releases: tuple[Path, ...]) -> None:

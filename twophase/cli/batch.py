@@ -6,16 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twophase.cli.deploy import Settings, Where, place_of
+from twophase.cli.deploy import ApiEndpoint, Project, Region, Settings, Where, asked, place_of
 from twophase.cli.options import (
     LOCAL,
-    US,
-    ApiEndpoint,
     AsJson,
     Home,
-    Project,
-    Region,
-    connect,
     one_of,
     print_json,
     print_table,
@@ -59,8 +54,8 @@ def batch_submit(
         str, typer.Option(help="For gs:// sources, a version by its number, an alias, or its release.")
     ] = "default",
     setting: Settings = None,
-    project: Project = LOCAL,
-    region: Region = US,
+    project: Project = "",
+    region: Region = "",
     api_endpoint: ApiEndpoint = "",
     home: Home = None,
     as_json: AsJson = False,
@@ -82,7 +77,7 @@ def batch_submit(
         return
     from twophase.targets.traffic import MACHINE
 
-    vertex = _vertex(target, project, region, api_endpoint, home)
+    vertex = _vertex(target, setting, (project, region, api_endpoint), home)
     parent = vertex.model(model)["name"].partition("@")[0]
     job = {
         "displayName": model,
@@ -107,15 +102,15 @@ def batch_status(
     ] = "",
     target: Where = LOCAL,
     setting: Settings = None,
-    project: Project = LOCAL,
-    region: Region = US,
+    project: Project = "",
+    region: Region = "",
     api_endpoint: ApiEndpoint = "",
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
     """How far jobs are, newest first."""
     if target in ("local", "vertex"):
-        vertex = _vertex(target, project, region, api_endpoint, home)
+        vertex = _vertex(target, setting, (project, region, api_endpoint), home)
         if not job:
             jobs = list(vertex.list(f"{vertex.parent}/batchPredictionJobs", "batchPredictionJobs"))
             print_table(jobs, as_json, _COLUMNS)
@@ -137,8 +132,8 @@ def batch_fetch(
     ),
     target: Where = LOCAL,
     setting: Settings = None,
-    project: Project = LOCAL,
-    region: Region = US,
+    project: Project = "",
+    region: Region = "",
     api_endpoint: ApiEndpoint = "",
     home: Home = None,
 ) -> None:
@@ -152,8 +147,8 @@ def batch_cancel(
     job: JobName,
     target: Where = LOCAL,
     setting: Settings = None,
-    project: Project = LOCAL,
-    region: Region = US,
+    project: Project = "",
+    region: Region = "",
     api_endpoint: ApiEndpoint = "",
     home: Home = None,
 ) -> None:
@@ -165,17 +160,17 @@ def batch_cancel(
     typer.echo(f"{job}: cancelled")
 
 
-def _vertex(target: str, project: str, region: str, api_endpoint: str, home: Path | None) -> "Vertex":
-    if target == "local" or api_endpoint:
-        return connect(project, region, api_endpoint, home)
+def _vertex(target: str, given: list[str] | None, options: tuple[str, str, str], home: Path | None) -> "Vertex":
+    from twophase.targets.places import OPTIONS, settings_of
     from twophase.targets.rest import Vertex
 
-    return Vertex(project, region, "")
+    known = settings_of(target, asked(target, given, options, home))
+    return Vertex(*(known[name] for name in OPTIONS))
 
 
-def _of(job: str, target: str, given: list[str] | None, vertex: tuple[str, str, str], home: Path | None) -> "Jobs":
+def _of(job: str, target: str, given: list[str] | None, options: tuple[str, str, str], home: Path | None) -> "Jobs":
     """The place of a job; where jobs have names like `MODEL-<12 hex>` the model is told by them."""
-    return _jobs(target, place_of(target, re.sub(r"-[0-9a-f]{12}$", "", job)[-128:], given, vertex, home))
+    return _jobs(target, place_of(target, re.sub(r"-[0-9a-f]{12}$", "", job)[-128:], given, options, home))
 
 
 def _jobs(target: str, place: "Target") -> "Jobs":

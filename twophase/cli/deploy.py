@@ -1,5 +1,6 @@
 """`twophase deploy`, `destroy`, `predict` and `target ...`: one release at any place, by the same words."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,16 +8,13 @@ import typer
 
 from twophase.cli.options import (
     LOCAL,
-    US,
-    ApiEndpoint,
     AsJson,
     Home,
     ModelName,
-    Project,
-    Region,
     Release,
     platform,
     print_json,
+    running,
 )
 from twophase.errors import UsageError
 
@@ -33,6 +31,15 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="What the place needs to know: NAME=VALUE (repeat it), or TWOPHASE_NAME."),
 ]
+# These are empty where they are not given: only so is it seen that one was given which the place does not have.
+Project = Annotated[str, typer.Option(help="Of vertex, and any name at local. Default: TWOPHASE_PROJECT.")]
+Region = Annotated[str, typer.Option(help="Of vertex and sagemaker, and any at local. Default: TWOPHASE_REGION.")]
+ApiEndpoint = Annotated[
+    str,
+    typer.Option(
+        help="Address of Vertex AI's API, for vertex and local. Default: TWOPHASE_API_ENDPOINT, or the place's own."
+    ),
+]
 Model = Annotated[str, typer.Argument(help="Name of the model and of its endpoint.")]
 
 
@@ -47,8 +54,8 @@ def deploy(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and change nothing.")] = False,
     setting: Settings = None,
-    project: Project = LOCAL,
-    region: Region = US,
+    project: Project = "",
+    region: Region = "",
     api_endpoint: ApiEndpoint = "",
     home: Home = None,
     as_json: AsJson = False,
@@ -57,7 +64,7 @@ def deploy(
 
     Run it again after a failure: what is done already is left as it is.
     """
-    place = place_of(target, model, setting, (project, region, api_endpoint), home)
+    place = place_of(target, model, setting, (project, region, api_endpoint), home, start=not dry_run)
     version = place.deploy(release, percent, mirror, dry_run, lambda words: typer.echo(words, err=True))
     if as_json:
         print_json({"target": target, "model": model, "version": version, "dry_run": dry_run})
@@ -71,8 +78,8 @@ def destroy(
     target: Where = LOCAL,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     setting: Settings = None,
-    project: Project = LOCAL,
-    region: Region = US,
+    project: Project = "",
+    region: Region = "",
     api_endpoint: ApiEndpoint = "",
     home: Home = None,
 ) -> None:
@@ -92,8 +99,8 @@ def predict(
     to: Annotated[Path | None, typer.Option(help="Write one line of JSON a clip there, in order.")] = None,
     batch_from: Annotated[int, typer.Option(help="From so many clips on it is a batch job.")] = 200,
     setting: Settings = None,
-    project: Project = LOCAL,
-    region: Region = US,
+    project: Project = "",
+    region: Region = "",
     api_endpoint: ApiEndpoint = "",
     home: Home = None,
     as_json: AsJson = False,
@@ -120,8 +127,8 @@ def target_status(
     model: Model,
     target: Where = LOCAL,
     setting: Settings = None,
-    project: Project = LOCAL,
-    region: Region = US,
+    project: Project = "",
+    region: Region = "",
     api_endpoint: ApiEndpoint = "",
     home: Home = None,
     as_json: AsJson = False,
@@ -147,8 +154,8 @@ def target_promote(
     version: Annotated[str, typer.Argument(help="A version by its number.")],
     target: Where = LOCAL,
     setting: Settings = None,
-    project: Project = LOCAL,
-    region: Region = US,
+    project: Project = "",
+    region: Region = "",
     api_endpoint: ApiEndpoint = "",
     home: Home = None,
 ) -> None:
@@ -162,8 +169,8 @@ def target_rollback(
     model: Model,
     target: Where = LOCAL,
     setting: Settings = None,
-    project: Project = LOCAL,
-    region: Region = US,
+    project: Project = "",
+    region: Region = "",
     api_endpoint: ApiEndpoint = "",
     home: Home = None,
 ) -> None:
@@ -173,23 +180,40 @@ def target_rollback(
 
 
 def place_of(
-    target: str, model: str, given: list[str] | None, vertex: tuple[str, str, str], home: Path | None
+    target: str,
+    model: str,
+    given: list[str] | None,
+    options: tuple[str, str, str],
+    home: Path | None,
+    start: bool = True,
 ) -> "Target":
-    """A name at a place; `vertex` is project, region and API endpoint, of which local and vertex make something."""
+    """A name at a place; `options` are project, region and API endpoint. Raises `UsageError` for what it has not.
+
+    The platform on this machine is started where it is asked and does not run; without `start` that is refused.
+    """
     from twophase.targets.places import place
 
+    return place(target, model, asked(target, given, options, home, start))
+
+
+def asked(
+    target: str, given: list[str] | None, options: tuple[str, str, str], home: Path | None, start: bool = True
+) -> dict[str, str]:
+    """The settings that were asked for by hand, by `--set` or their own options, and the address of the platform."""
+    from twophase.targets.places import OPTIONS
+
+    if target != "local" and home is not None:
+        raise UsageError(f"--home {home}: means nothing to {target}; it is the folder of the platform on this machine")
     settings = {}
     for pair in given or ():
         name, separator, value = pair.partition("=")
         if not (name and separator and value):
             raise UsageError(f"--set {pair}: is not understood; NAME=VALUE is accepted")
         settings[name] = value
-    project, region, api_endpoint = vertex
-    if target == "local":
-        settings |= {"project": project, "region": region, "api_endpoint": api_endpoint or platform(home)}
-    if target == "vertex":
-        settings |= {"region": region} | ({"project": project} if project != LOCAL else {})
-    return place(target, model, settings)
+    settings |= {name: value for name, value in zip(OPTIONS, options, strict=True) if value}
+    if target == "local" and not ("api_endpoint" in settings or os.environ.get("TWOPHASE_API_ENDPOINT")):
+        settings["api_endpoint"] = platform(home) if start else running(home)
+    return settings
 
 
 def _write(output: Path, clips: list[Path], predictions: list[dict[str, object]]) -> None:

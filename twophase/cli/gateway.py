@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twophase.cli.deploy import Settings, Where, place_of
-from twophase.cli.options import LOCAL, US, ApiEndpoint, AsJson, ModelName, Project, Region, print_json
+from twophase.cli.deploy import ApiEndpoint, Project, Region, Settings, Where, place_of
+from twophase.cli.options import LOCAL, AsJson, ModelName, print_json
 from twophase.errors import UsageError
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ def gateway_up(
     database: Database = "",
     target: Where = LOCAL,
     setting: Settings = None,
-    project: Project = LOCAL,
-    region: Region = US,
+    project: Project = "",
+    region: Region = "",
     api_endpoint: ApiEndpoint = "",
 ) -> None:
     """Answer devices until told to stop; ask the endpoint of --model at a place for them."""
@@ -63,7 +63,7 @@ def gateway_up(
     if min(clips_per_day, bytes_per_day, keep_days) <= 0:
         raise UsageError("--clips-per-day, --bytes-per-day, --keep-days: have to be above 0")
     address = Address(host, port, certificate, private_key, behind_proxy, metrics_port)
-    classifier = TargetClassifier(place_of(target, model, setting, (project, region, api_endpoint), None), _home(home))
+    classifier = TargetClassifier(place_of(target, model, setting, (project, region, api_endpoint), None))
     quota = Quota(clips=clips_per_day, bytes=bytes_per_day)
     run(_home(home), classifier, address, quota, database, keep_days, news, said=lambda url: typer.echo(url, err=True))
 

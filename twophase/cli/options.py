@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from twophase.errors import UsageError
+from twophase.errors import TwoPhaseError, UsageError
 
 if TYPE_CHECKING:
     from twophase.targets.rest import Vertex
@@ -66,6 +66,18 @@ def platform(home: Path | None) -> str:
     from twophase.local import process
 
     return process.ensure_up(home or process.default_home()).url
+
+
+def running(home: Path | None) -> str:
+    """The same address where it runs already: nothing is started. Raises `TwoPhaseError` where it does not run."""
+    from twophase.local import process
+
+    found = process.status(home or process.default_home())
+    if found is None:
+        raise TwoPhaseError(
+            "the platform on this machine does not run; start it with `twophase local up`, then ask again"
+        )
+    return found.url
 
 
 def connect(project: str, region: str, api_endpoint: str, home: Path | None) -> "Vertex":

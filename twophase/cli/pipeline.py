@@ -64,11 +64,15 @@ def run(
     Without --data it renders its own clips. Ends with the release, its version, its endpoint and a report to look at.
     """
     from pipelines.main_job import main_job
+    from twophase.audio import sources
+    from twophase.audio.dataset import place_of
 
     if data and synth:
         raise UsageError("--data and --synth exclude each other; give one of them")
     one_of("--on-bad-clip", on_bad_clip, ("skip", "fail"))
     backbone_and_weights(backbone, weights)
+    if data:
+        next(sources.listing(place_of(data)[0]), None)  # before anything is started: what cannot be reached says so
     outcome = main_job(
         workdir.resolve(),
         project=project,

@@ -157,6 +157,7 @@ def submit(
         )
         client = kubeflow.Kubeflow(host)
     else:
+        arguments["data_digest"], _ = submission.data_state(arguments["data"])  # before anything is started
         address = api_endpoint or (_address(home) if dry_run else platform(home))
         asked = submission.for_machine(arguments, workdir.resolve(), project, region, address)
         asked = replace(asked, labels={**asked.labels, **_pairs("--label", label)})
