@@ -48,6 +48,10 @@ class Machines:
 
     def __post_init__(self) -> None:
         share(BATCH, self.replicas)
+        if self.accelerator_count > 1 and not self.accelerator_type:
+            raise UsageError(
+                f"--accelerator-count {self.accelerator_count}: of what? Give --accelerator, such as NVIDIA_L4"
+            )
         if self.replicas > 1 and self.accelerator_count > 1:
             raise UsageError(
                 f"{self.replicas} machines with {self.accelerator_count} accelerators each: a machine of several uses "

@@ -10,7 +10,11 @@ from twophase.errors import UsageError
 
 REFUSED = [
     (("--replicas", "33"), "33 workers: are too many for batches of 64; 32 at most fit together"),
-    (("--replicas", "2", "--accelerator-count", "2"), "2 machines with 2 accelerators each: a machine of several uses"),
+    (("--accelerator-count", "4"), "--accelerator-count 4: of what? Give --accelerator"),
+    (
+        ("--replicas", "2", "--accelerator", "NVIDIA_L4", "--accelerator-count", "2"),
+        "2 machines with 2 accelerators each: a machine of several uses",
+    ),
 ]
 
 
@@ -25,6 +29,6 @@ def test_machines_that_cannot_fit_together_are_refused_by_one_message(options: t
 
 def test_as_many_machines_as_a_batch_can_keep_in_step_are_taken() -> None:
     assert Machines(replicas=32, accelerator_count=1).replicas == 32
-    assert Machines(replicas=1, accelerator_count=8).accelerator_count == 8
+    assert Machines(accelerator_type="NVIDIA_L4", accelerator_count=8).accelerator_count == 8
     with pytest.raises(UsageError, match="33 workers"):
         Machines(replicas=33)
