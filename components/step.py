@@ -8,18 +8,16 @@ In a workdir that outlives steps there are two kinds of locks on `WORKDIR/.lock`
 steps (run_local.py), steps of a submitted run share it while they work. Either is refused while the other is there.
 """
 
-import fcntl
 import os
 import select
 import signal
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from twophase import progress
-from twophase.errors import TwoPhaseError
+from twophase.files import locked, refuse_locked
 
 HELD = "TWOPHASE_HELD"
 """Environment variable: the workdir that this step's run holds for it."""
@@ -37,7 +35,7 @@ def step(name: str, workdir: str = "") -> Iterator[progress.Step]:
             during.enter_context(_ending_in_order())
             during.enter_context(_while_read())
             if workdir and os.environ.get(HELD) != workdir:
-                during.enter_context(shared(Path(workdir)))
+                during.enter_context(locked(Path(workdir), "this workdir", shared=True))
             yield say
     except _ToldToEnd:
         os._exit(128 + signal.SIGTERM)  # an interpreter with TensorFlow in it takes seconds to end
@@ -89,25 +87,6 @@ def _while_read() -> Iterator[None]:
 
 @contextmanager
 def shared(workdir: Path) -> Iterator[None]:
-    """Keep `twophase run` out of the workdir; other steps may be there, as those that make shards' images are.
-
-    Raises `TwoPhaseError` naming the process that holds it.
-    """
-    workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / ".lock").open("a+") as file:
-        for wait in (0.05, 0.1, 0.2, 0.4, 0.0):  # whoever asks whether it is held holds it for a moment
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(wait)
-        else:
-            file.seek(0)
-            raise TwoPhaseError(
-                f"{workdir}: this workdir is in use by process {file.read().strip() or 'unknown'}; wait for it to end, "
-                "or give another folder"
-            )
-        with suppress(OSError):  # a full disk costs the holder's name, not the lock
-            os.ftruncate(file.fileno(), 0)
-            os.pwrite(file.fileno(), str(os.getpid()).encode(), 0)
-        yield
+    """Raise `TwoPhaseError` where a run holds the workdir."""
+    refuse_locked(workdir, "this workdir")
+    yield

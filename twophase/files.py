@@ -139,29 +139,36 @@ def sync_tree(root: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path, what: str) -> Iterator[None]:
-    """Hold `folder` for this process alone; a second holder is refused and told who the first is.
+def locked(folder: Path, what: str, shared: bool = False) -> Iterator[None]:
+    """Hold `folder` for this process alone, or with others that share it; who comes too late is told who holds it.
 
-    The lock is the kernel's (`flock`): it ends with the process, however that ends.
+    The lock is the kernel's (`flock`): it ends with the process, however that ends. Raises `TwoPhaseError`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a+") as file:
-        for wait in (0.05, 0.1, 0.2, 0.4, 0.0):  # whoever asks whether it is held holds it for a moment
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(wait)
-        else:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise TwoPhaseError(
-                f"{folder}: {what} is in use by process {holder}; wait for it to end, or give another folder"
-            ) from None
+        _lock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, folder, what)
         with suppress(OSError):  # a full disk costs the holder's name, not the lock
             os.ftruncate(file.fileno(), 0)
             os.pwrite(file.fileno(), str(os.getpid()).encode(), 0)
         yield
+
+
+def refuse_locked(folder: Path, what: str) -> None:
+    """Raise as `locked` does where another process holds `folder` for itself alone; a look, which writes nothing."""
+    with suppress(FileNotFoundError), (folder / ".lock").open() as file:
+        _lock(file, fcntl.LOCK_SH, folder, what)
+
+
+def _lock(file: IO[str], kind: int, folder: Path, what: str) -> None:
+    for wait in (0.05, 0.1, 0.2, 0.4, 0.0):  # whoever looks whether it is held holds it for a moment
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            time.sleep(wait)
+    file.seek(0)
+    holder = file.read().strip() or "unknown"
+    raise TwoPhaseError(f"{folder}: {what} is in use by process {holder}; wait for it to end, or give another folder")
 
 
 def disk_error(path: Path, error: OSError) -> TwoPhaseError:
