@@ -3,6 +3,7 @@
 import shutil
 import socket
 import ssl
+import stat
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -23,7 +24,7 @@ from tests.gateway.conftest import NOWHERE
 from tests.gateway.remote import Device, Process, announced
 from twophase.errors import UsageError
 from twophase.gateway import devices
-from twophase.gateway.intake import Quota
+from twophase.gateway.intake import Intake, Quota
 from twophase.gateway.server import Address, open_store, run
 
 Enrol = Callable[[str], Device]
@@ -157,6 +158,17 @@ def test_killed_while_uploads_come(tmp_path: Path) -> None:
         assert states[1]["offset"] == 3
         assert device.append(2, 3, b"ves").json()["state"] == "stored"
     again.stop()
+
+
+def test_what_was_heard_is_the_owners_alone(tmp_path: Path) -> None:
+    """Also in a folder that is there, under the umask of most machines."""
+    home = tmp_path / "home"
+    home.mkdir()
+    home.chmod(0o755)
+    store = open_store(home)
+    Intake(home, store, Quota())
+    store.close()
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
 
 
 def test_tls(tmp_path: Path) -> None:

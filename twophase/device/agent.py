@@ -43,6 +43,7 @@ from twophase.device.spool import opened
 from twophase.device.updates import Outcome
 from twophase.errors import TwoPhaseError
 from twophase.files import JSON
+from twophase.private import private
 
 if TYPE_CHECKING:
     from twophase.device.client import Client
@@ -64,6 +65,7 @@ class Agent:
         """`said` is called with what happens: {"event": "heard"|"answered"|"updated", ...}."""
         self.state, self.config, self._says = state, config, said
         self.identity = Identity.read(state)
+        private(state)
         self.clock = Clock(state)
         gate = LoadedGate.load(updates.current(state)[0])
         self.listener = Listener(gate, self._heard, config.listen)

@@ -16,6 +16,7 @@ from typing import Self
 
 from twophase.errors import TwoPhaseError
 from twophase.files import read_json, write_json
+from twophase.private import private
 
 SCHEME = "direct+"
 """Before the address of a gateway, says that it is an endpoint's: direct.py, for development."""
@@ -57,8 +58,7 @@ class Identity:
 
     def write(self, state: Path, name: str = FILE) -> None:
         """Keep it, for the owner of the folder alone."""
-        state.mkdir(parents=True, exist_ok=True)
-        state.chmod(stat.S_IRWXU)
+        private(state)
         write_json(state / name, asdict(self))
         (state / name).chmod(stat.S_IRUSR | stat.S_IWUSR)
 

@@ -25,6 +25,7 @@ from sqlalchemy import Connection, Row, func, insert, select, update
 from twophase.files import JSON, digest, sync
 from twophase.gateway.refused import Refused, later
 from twophase.gateway.store import Store, clip, note
+from twophase.private import private
 
 KINDS = ("escalation", "audit")
 ANNOUNCED_AT_ONCE = 100
@@ -45,7 +46,8 @@ class Quota:
     clips: int = 10_000
     bytes: int = 1 << 30
     clip_bytes: int = 8_000_000
-    """Below what the classifier takes as one request."""
+    """Four minutes of sound. Some places take less in one request (Vertex AI and Azure ML 1.5 MB): their answer to a
+    clip that does not fit, as FLAC, is an error that says so."""
     free_bytes: int = 256 << 20
     """Left on the disk, for the database and for whoever comes to make room."""
 
@@ -71,7 +73,8 @@ class Intake:
 
     def __init__(self, home: Path, store: Store, quota: Quota) -> None:
         self._clips, self._store, self._quota = home / "clips", store, quota
-        self._clips.mkdir(parents=True, exist_ok=True)
+        private(home)
+        self._clips.mkdir(exist_ok=True)
         self._uploads: dict[tuple[str, int], object] = {}
 
     def path(self, device: str, sequence: int) -> Path:
