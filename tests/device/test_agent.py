@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -22,7 +23,9 @@ from sqlalchemy import select
 from tests.device.cloud import cloud
 from tests.device.sounds import noise
 from twophase.device import updates
+from twophase.device.agent import Agent
 from twophase.device.config import Config, read
+from twophase.device.enrol import directly
 from twophase.device.identity import Identity
 from twophase.device.metrics import METRICS
 from twophase.errors import UsageError
@@ -173,6 +176,21 @@ def test_it_listens_to_a_pipe_is_watched_and_ends_when_told(state: Path) -> None
     kept = json.loads(twophase("status", "--json", "--state", str(state)).stdout)
     assert kept["spool"]["waiting"] in (1, 2)  # the second, when its windows came before the signal
     assert (state / "log" / "device.log").stat().st_size < 1 << 20
+
+
+def test_what_was_heard_is_the_owners_alone(state: Path) -> None:
+    """Also in a folder that came from elsewhere, under the umask of most machines."""
+    state.chmod(0o755)
+    Agent(state, Config())
+    assert stat.S_IMODE(state.stat().st_mode) == 0o700
+
+
+def test_without_a_root_it_says_so_and_exits_with_1(state: Path) -> None:
+    said = twophase("status", "--state", str(state))
+    assert "none until the gateway has published" in said.stdout, said.stderr
+    directly(state, "http://127.0.0.1:1/predict")
+    refused = twophase("update", "--state", str(state))
+    assert (refused.returncode, refused.stdout) == (1, "waiting none without a gateway\n")
 
 
 def test_it_imports_no_tensorflow_no_scipy_and_no_cloud(state: Path) -> None:

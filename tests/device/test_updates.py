@@ -16,12 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from twophase.device import updates
+from tests.device.cloud import cloud
+from twophase.device import status, updates
 from twophase.device.clock import Clock
+from twophase.device.config import Config
 from twophase.device.gates import FILES
 from twophase.device.identity import Identity
 from twophase.errors import TwoPhaseError
 from twophase.files import digest
+from twophase.gateway import devices
 from twophase.release import sign
 
 
@@ -146,6 +149,33 @@ def test_another_enrolment_may_name_another_repository(
         updates.update(device, place.url)
     updates.believe(device, (other.repository / "metadata" / "1.root.json").read_text())
     assert updates.update(device, place.url) == updates.Outcome("installed", id_of(release))
+
+
+def test_a_device_enrolled_before_the_first_publication_gets_its_gate(
+    place: Place, release: Path, newer: Path, tmp_path: Path
+) -> None:
+    """By the real gateway: nobody has to go there and enrol it again, also where it has no gate to begin with."""
+    state = tmp_path / "early"
+    with cloud(tmp_path / "gateway") as gateway:
+        gateway.enrol(state)
+        for _ in range(2):
+            assert updates.update(state) == updates.Outcome("waiting", reason="none until the gateway has published")
+        assert status.resting(state, Config())["updates"] == "none until the gateway has published"
+        place.offer(release)
+        sign.publish(place.repository, tmp_path / "gateway" / "updates")
+        assert updates.update(state) == updates.Outcome("installed", id_of(release))
+        assert status.resting(state, Config())["updates"] == "on"
+        assert not list(state.glob(".root*"))
+        (known,) = gateway.store.do(devices.listed)
+        assert known["gate"] == ""
+        root = (state / "root.json").read_text()
+        other = Place(tmp_path / "other", tmp_path / "other-keys", tmp_path / "public-too", "")
+        other.offer(newer)
+        shutil.rmtree(tmp_path / "gateway" / "updates")
+        shutil.copytree(other.public, tmp_path / "gateway" / "updates")
+        with pytest.raises(TwoPhaseError, match="not believed"):  # what it has is never replaced
+            updates.update(state)
+        assert (state / "root.json").read_text() == root
 
 
 def test_another_signer_is_not_believed(device: Path, place: Place, newer: Path, release: Path, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """What devices report: counters that count once, installations that fail, and reports that are none."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 from sqlalchemy import select
@@ -31,6 +33,23 @@ def test_a_release_that_fails_is_halted_for_all(store: Store) -> None:
     assert "failed on 2 of 12 devices" in event.message
 
 
+def test_a_device_without_the_root_is_told_it_once_there_is_one(
+    gateway: tuple[Path, str], enrol: Callable[[str], Device]
+) -> None:
+    device, root = enrol("early"), gateway[0] / "updates" / "metadata" / "1.root.json"
+
+    def told(**status: object) -> dict[str, Any]:
+        return dict(device.send("PUT", "/v1/status", {"gate": None, **status}).raise_for_status().json())
+
+    assert told(root=False)["root"] is None
+    root.parent.mkdir()
+    root.write_text("{}")
+    assert told(root=False)["root"] == "{}"
+    assert "root" not in told(root=True)
+    assert "root" not in told()  # a device of before
+    shutil.rmtree(root.parent)
+
+
 def test_reports_are_checked(gateway: tuple[Path, str], enrol: Callable[[str], Device]) -> None:
     device = enrol("reporter")
     told = device.send("PUT", "/v1/status", status(10, 1, 1)).json()
@@ -40,7 +59,10 @@ def test_reports_are_checked(gateway: tuple[Path, str], enrol: Callable[[str], D
     assert figures["escalation"]["low"] < 0.1 < figures["escalation"]["high"]
     elsewhere = status(1, 0, 0)
     elsewhere["periods"][0]["gate"] = "../../elsewhere"  # folders are named after gates
-    wrong = (status(1, 2, 0), status(-1, 0, 0), status(1, 0, 0, updates=[{"release": "r"}]), elsewhere)
+    wrong = (
+        *(status(1, 2, 0), status(-1, 0, 0), elsewhere),
+        *(status(1, 0, 0, updates=[{"release": "r"}]), status(1, 0, 0, root=None)),
+    )
     for bad in ([], {}, {"gate": 1}, *wrong):
         assert device.send("PUT", "/v1/status", bad).status_code == 400
     with httpx.Client(base_url=gateway[1]) as http:

@@ -51,6 +51,8 @@ def device_enroll(
     else:
         identity = enrol.rotate(place) if rotate else enrol.enrol(place, gateway, code)
         typer.echo(f"{identity.device} is enrolled at {identity.gateway}")
+        if why := updates.hindered(place):
+            typer.echo(f"updates: {why}")
     if gate:
         typer.echo(f"{updates.install(place, gate)} is the gate")
 
@@ -156,6 +158,8 @@ def device_update(
         typer.echo(" ".join(filter(None, (outcome.state, outcome.release, outcome.reason))))
     if outcome.state == "failed":
         raise TwoPhaseError(f"{outcome.release}: the gate in use stays")
+    if outcome.state == "waiting":
+        raise TwoPhaseError("nothing was looked for; the gate in use stays")
 
 
 def _state(given: Path | None) -> Path:

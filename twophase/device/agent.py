@@ -104,6 +104,7 @@ class Agent:
             "escalated": tally.escalated,
             "audited": tally.audited,
             "lost": self.counts["lost"],
+            "updates": updates.hindered(self.state) or "on",
             "field": status.field_of(self.state),
             "spool": self.spool.status(),
             "trouble": {task: why for task, why in self.trouble.items() if why},

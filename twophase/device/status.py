@@ -82,6 +82,7 @@ def resting(state: Path, config: Config) -> JSON:
         "device": identity.device,
         "gate": gate,
         "clock_trusted": trusted,
+        "updates": updates.hindered(state) or "on",
         "field": field_of(state),
         "spool": kept,
     }

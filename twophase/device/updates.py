@@ -1,6 +1,6 @@
 """Gate updates by The Update Framework: signed, fresh, never back; tried beside the gate in use before they replace it.
 
-    STATE/root.json                     the first root of trust, from the last enrolment
+    STATE/root.json                     the first root of trust, from the last enrolment, or as soon as there is one
     STATE/updates/                      tuf's own metadata, the newest that was believed
     STATE/gates/r-0123456789ab/         gates as they were fetched, whole (gates.py)
     STATE/gates/current.json            which one is in use, and its serial, which only ever grows
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Literal
 from twophase.device.clock import Clock
 from twophase.device.durable import write_new
 from twophase.device.gates import FILES, LoadedGate
-from twophase.device.identity import Identity
+from twophase.device.identity import SCHEME, Identity
 from twophase.errors import TwoPhaseError
 from twophase.files import digest, disk_error, read_json, sync, sync_tree, write_json
 
@@ -71,6 +71,28 @@ def believe(state: Path, root: str) -> None:
     write_new(path, root.encode(), path.with_name(f".{ROOT}"))
 
 
+def hindered(state: Path) -> str:
+    """Why this device can believe no update now; empty when nothing hinders it."""
+    if Identity.read(state).gateway.startswith(SCHEME):
+        return "none without a gateway"
+    if not (state / ROOT).is_file():
+        return "none until the gateway has published"
+    return "" if Clock(state).trusted else "none until the clock is plausible: signatures expire by it"
+
+
+def _ask_for_root(state: Path, identity: Identity) -> None:
+    """Believe the root that the gateway has by now: the same key and the same TLS as at the enrolment vouch for it."""
+    from twophase.device.client import Client
+
+    try:
+        gate = current(state)[0].name
+    except TwoPhaseError:  # none before the first update
+        gate = None
+    root = Client(identity, Clock(state).told).report({"gate": gate, "root": False}).get("root")
+    if root and not (state / ROOT).is_file():  # an enrolment may have come first
+        believe(state, str(root))
+
+
 def install(state: Path, release: Path, serial: int = 0) -> str:
     """Put a release's gate in use on this device; its id. Raises `ReleaseError` when it does not decide as it did."""
     loaded = LoadedGate.load(release)
@@ -96,10 +118,10 @@ def update(state: Path, url: str = "") -> Outcome:
     or what it says is not to be believed; the gate in use stays.
     """
     identity = Identity.read(state)
-    if not Clock(state).trusted:
-        return Outcome("waiting", reason="the clock is not plausible yet, and signatures expire by it")
-    if not (state / ROOT).is_file():
-        return Outcome("waiting", reason=f"no {ROOT}: the gateway had no repository at enrolment; enrol again")
+    if not (state / ROOT).is_file() and not identity.gateway.startswith(SCHEME):
+        _ask_for_root(state, identity)
+    if why := hindered(state):
+        return Outcome("waiting", reason=why)
     url = url or identity.gateway.rstrip("/") + "/updates"
     with _believed(url):
         updater = _updater(state, url)

@@ -136,7 +136,8 @@ class Gateway:
                 report = reports.parse(value)
                 halted = await self._in_store(lambda c: reports.report(c, device, report))
                 figures = await self._in_store(lambda c: field.figures(c, self._promised, device))
-                return {"halted": halted, "field": [asdict(item) for item in figures]}
+                told = {"halted": halted, "field": [asdict(item) for item in figures]}
+                return told if report.get("root", True) else {**told, "root": self._root()}
 
     async def _enrol(self, scope: Scope, body: bytes) -> JSON:
         proof = proofs.read(_header(scope, b"dpop"))
@@ -231,7 +232,7 @@ class Gateway:
         await response(inner, receive, send)
 
     def _root(self) -> JSON:
-        """The first root of the update repository: what a device trusts from its enrolment on."""
+        """The first root of the update repository, which devices trust from then on; None before it is published."""
         path = self._home / "updates" / "metadata" / "1.root.json"
         return path.read_text() if path.is_file() else None
 

@@ -120,7 +120,7 @@ def listed(c: Connection) -> list[dict[str, Any]]:
             "device": row.name,
             "state": row.state,
             "seen": row.seen,
-            "gate": (row.status or {}).get("gate", ""),
+            "gate": (row.status or {}).get("gate") or "",
             "clips": counts.get(row.name, {}),
         }
         for row in rows

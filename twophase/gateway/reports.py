@@ -26,7 +26,10 @@ _COUNTERS = ("windows", "escalated", "audited")
 def parse(body: JSON) -> JSON:
     """A device's status, checked. Raises `Refused` naming the first field that is not as it should be."""
     value = _object(body, "the status")
-    _release(value.get("gate"), "gate")
+    if value.get("gate", "") is not None:  # none on a device that waits for its first one
+        _release(value.get("gate"), "gate")
+    if not isinstance(value.get("root", True), bool):
+        raise Refused(400, f"root: is {str(value['root'])[:80]!r}; true or false is accepted")
     for i, item in enumerate(_list(value.get("periods", []), "periods", 50)):
         if not isinstance(item.get("id"), str) or not 0 < len(item["id"]) <= 64:
             raise Refused(400, f"periods[{i}].id: is no name of 1 to 64 characters")
