@@ -1,5 +1,6 @@
 """Two workers on loopback learn what one does, also when one is killed on the way. `make test-faults`."""
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -55,3 +56,16 @@ def test_workers_go_on_after_one_was_killed_and_end_where_they_would_have(tmp_pa
         assert ours.pop("first_epoch") > theirs.pop("first_epoch"), "what was kept is not done again"
     assert again == undisturbed
     assert not (tmp_path / "killed" / "model.fits").exists()
+
+
+def test_workers_whose_disks_hold_different_epochs_go_on_where_the_first_one_stands(tmp_path: Path) -> None:
+    """Each keeps epochs by its own clock, and finds them again: nothing on a disk may refuse the others for ever."""
+    undisturbed = [*map(learned, start_workers(tmp_path / "undisturbed", "plain", 2))]
+    killed = tmp_path / "killed"
+    _, second = map(ended, start_workers(killed, "plain", 2, kill_at=3, disks=True))
+    assert second == -signal.SIGKILL
+    kept = [len(json.loads((killed / f"disk{i}/fits/key/progress.json").read_text())["loss"]) for i in (0, 1)]
+    assert kept[0] >= 3 > kept[1] == 1
+    again = [*map(learned, start_workers(killed, "plain", 2, disks=True))]
+    assert [found.pop("first_epoch") for found in (*again, *undisturbed)] == [kept[0] + 1, kept[0] + 1, 1, 1]
+    assert again == undisturbed

@@ -1,12 +1,14 @@
 """Fit a small network on so many devices or workers, in processes of their own, as a training step does.
 
-    python -m tests.training.fitting FOLDER NETWORK DEVICES KILL_AT IMAGES
+    python -m tests.training.fitting FOLDER NETWORK DEVICES KILL_AT IMAGES DISK
 
 `NETWORK` is `plain`, `gate`, or `dry`, a gate without dropout. A worker that is not the first, or the only one, kills
-itself after epoch `KILL_AT`. What it says is what it has learned, as JSON.
+itself after epoch `KILL_AT`. `DISK`, if any, is a folder in `FOLDER` that the next process to name it finds again;
+there the first worker keeps every epoch, others their first. What it says is what it has learned, as JSON.
 """
 
 import json
+import math
 import os
 import signal
 import socket
@@ -25,6 +27,7 @@ def start(
     kill_at: int = 0,
     images: int = 269,
     config: str = "",
+    disk: str = "",
 ) -> subprocess.Popen[str]:
     """A process that fits `network` to so many images; `config` is its `TF_CONFIG`.
 
@@ -32,16 +35,19 @@ def start(
     """
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "OMP_NUM_THREADS": "1", "TF_CONFIG": config}
     numbers = map(str, (devices, kill_at, images))
-    command = [sys.executable, "-m", "tests.training.fitting", str(folder), network, *numbers]
+    command = [sys.executable, "-m", "tests.training.fitting", str(folder), network, *numbers, disk]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
-def start_workers(folder: Path, network: str, count: int, kill_at: int = 0) -> list[subprocess.Popen[str]]:
-    """So many workers of one machine, as a training service starts them."""
+def start_workers(
+    folder: Path, network: str, count: int, kill_at: int = 0, disks: bool = False
+) -> list[subprocess.Popen[str]]:
+    """So many workers of one machine, as a training service starts them; with `disks` each finds its own again."""
     addresses = [f"127.0.0.1:{port}" for port in _free_ports(count)]
     cluster = {"chief": addresses[:1], "worker": addresses[1:]}
     tasks = [{"type": "chief", "index": 0}, *({"type": "worker", "index": i} for i in range(count - 1))]
-    return [start(folder, network, 1, kill_at, config=json.dumps({"cluster": cluster, "task": task})) for task in tasks]
+    configs = [json.dumps({"cluster": cluster, "task": task}) for task in tasks]
+    return [start(folder, network, 1, kill_at, config=c, disk=f"disk{i}" * disks) for i, c in enumerate(configs)]
 
 
 def ended(process: subprocess.Popen[str]) -> int:
@@ -66,7 +72,7 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def main(folder: Path, kind: str, devices: int, kill_at: int, n: int) -> None:
+def main(folder: Path, kind: str, devices: int, kill_at: int, n: int, disk: str) -> None:
     import tensorflow as tf
 
     if devices > 1:
@@ -86,7 +92,7 @@ def main(folder: Path, kind: str, devices: int, kill_at: int, n: int) -> None:
     from twophase.training.image_generator import ImageGenerator
 
     fit.prepare(3)
-    fit.KEEP_EVERY_S = 0
+    fit.KEEP_EVERY_S = 0 if first or not disk else math.inf
     rng = np.random.default_rng(0)
     wanted = rng.integers(0, 2, n)
     images = rng.integers(0, 120, (n, 61, 64)).astype(np.uint8)
@@ -113,7 +119,7 @@ def main(folder: Path, kind: str, devices: int, kill_at: int, n: int) -> None:
     train = ImageGenerator().flow(images, targets, BATCH // count, True, weights, 5, shard=(index, count))
     validation = ImageGenerator().flow(images[:65], targets[:65], BATCH, False, weights[:65])
     loss = losses.CategoricalCrossentropy(from_logits=True)
-    work = folder / str(os.getpid())  # a machine in a cloud finds an empty disk
+    work = folder / (disk or str(os.getpid()))  # a machine in a cloud finds an empty disk
     with going_on(work, Model(uri=str(folder / "model")), first, progress, every_s=0) as keep:
         recipe = fit.Recipe(steps=40, seed=3)
         history = fit.fit(network, loss, train, validation, recipe, work / "fits" / "key", keep)
@@ -123,4 +129,4 @@ def main(folder: Path, kind: str, devices: int, kill_at: int, n: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:]))
+    main(Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:6]), sys.argv[6])

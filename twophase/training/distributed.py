@@ -10,7 +10,7 @@ part, and for augmentation, which every worker draws for its shard.
 Who the workers are comes from `TF_CONFIG`, as Vertex AI's training jobs and Kubeflow's TFJobs set it; without it there
 is one. Nothing is written here: after each epoch every copy and the optimizer hold what all have learned, and the
 caller's callbacks keep that. A worker that is lost ends the others with an error; started again, all go on where the
-kept state says.
+first one's kept state says.
 """
 
 import functools
@@ -79,6 +79,22 @@ def join() -> bool:
     if count > 1:
         strategy()
     return index == 0
+
+
+def of_first(data: bytes) -> bytes:
+    """The first worker's `data`, on every worker; each calls this at the same point of its work."""
+    index, count = worker()
+    if count == 1:
+        return data
+    import tensorflow as tf
+
+    def everyone_s(values: Any) -> Any:
+        mine = values if index == 0 else np.zeros_like(values)
+        return strategy().reduce(tf.distribute.ReduceOp.SUM, tf.constant(mine), axis=None).numpy()
+
+    size = int(everyone_s(np.int64(len(data))))
+    words = np.frombuffer(data[:size].ljust(-(-size // 8) * 8, b"\0"), np.int64)  # what collectives can sum
+    return bytes(everyone_s(words).tobytes()[:size])
 
 
 @functools.cache
@@ -160,16 +176,13 @@ def fit(
     """What `network.fit` does, on all workers: the epochs from `first_epoch` on, with their callbacks.
 
     `network` is `replicated`, and compiled under `strategy()` with a Keras loss that averages over a batch; its targets
-    are one-hot. `train` has this worker's shard of every batch, `validation` is whole. Raises `TwoPhaseError` when the
-    workers stand at different epochs.
+    are one-hot. `train` has this worker's shard of every batch, `validation` is whole. All workers stand at the same
+    epoch (`of_first`).
     """
     import keras
     import tensorflow as tf
 
     workers, (_, count) = strategy(), worker()
-    everywhere = workers.reduce(tf.distribute.ReduceOp.SUM, tf.constant(float(first_epoch)), axis=None)
-    if float(everywhere) != count * first_epoch:
-        raise TwoPhaseError(f"this worker stands at epoch {first_epoch}, others do not; start all of them again")
     own = keras.models.clone_model(network)  # Keras's `evaluate` fails as its `fit` does: validation is each worker's
     own.compile(loss=network.loss, weighted_metrics=["accuracy"])
 

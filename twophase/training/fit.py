@@ -9,9 +9,11 @@ Epochs are kept every few seconds: those of a small set take less time than keep
 after the last kept one, and ends with the weights of an undisturbed one: batches and augmentation are functions of
 (seed, epoch), and dropout's generator is kept too, which Keras's own weight files leave out. Same seed, inputs and
 thread count: same weights (`enable_op_determinism`). Several devices fit together without being asked to
-(distributed.py).
+(distributed.py). Several workers keep epochs each by its own clock, so they go on where the first one's state says.
 """
 
+import io
+import json
 import math
 import os
 import time
@@ -143,11 +145,17 @@ class _Run:
         return self.epoch >= self._planned
 
     def resume(self) -> None:
-        if not (self._state / "progress.json").is_file():
+        progress = self._state / "progress.json"
+        mine = read_json(progress, "training state") if progress.is_file() else {}
+        self.history = json.loads(distributed.of_first(json.dumps(mine).encode()))
+        if not self.history:
             return
-        self.history = read_json(self._state / "progress.json", "training state")
         self.epoch = len(self.history["val_loss"])
-        self._load(self.epoch)
+        kept = self._file(self.epoch)
+        weights = distributed.of_first(kept.read_bytes() if kept.is_file() else b"")
+        with np.load(io.BytesIO(weights)) as saved:
+            for name, variable in self._variables().items():
+                variable.assign(saved[name])
 
     def finish_epoch(self, logs: dict[str, float]) -> None:
         for name, value in logs.items():
@@ -166,11 +174,6 @@ class _Run:
             if path != kept:
                 path.unlink()
         self._kept = time.monotonic()
-
-    def _load(self, epoch: int) -> None:
-        with np.load(self._file(epoch)) as saved:
-            for name, variable in self._variables().items():
-                variable.assign(saved[name])
 
     def _values(self) -> dict[str, Any]:
         return {name: variable.numpy() for name, variable in self._variables().items()}
