@@ -58,16 +58,18 @@ def gateway_up(
     """Answer devices until told to stop; ask the endpoint of --model at a place for them."""
     from twophase.gateway.classifier import TargetClassifier
     from twophase.gateway.intake import Quota
-    from twophase.gateway.server import Address, run
+    from twophase.gateway.server import Address, run, tls
 
     if min(clips_per_day, bytes_per_day, keep_days) <= 0:
         raise UsageError("--clips-per-day, --bytes-per-day, --keep-days: have to be above 0")
     address = Address(host, port, certificate, private_key, behind_proxy, metrics_port)
+    tls(address)  # what is refused is refused before a platform is started
     classifier = TargetClassifier(place_of(target, model, setting, (project, region, api_endpoint), None))
     quota = Quota(clips=clips_per_day, bytes=bytes_per_day)
     run(_home(home), classifier, address, quota, database, keep_days, news, said=lambda url: typer.echo(url, err=True))
 
 
+@gateway_app.command("enroll", hidden=True)  # as the device spells it
 @gateway_app.command("enrol")
 def gateway_enrol(device: Device, home: GatewayHome = None, database: Database = "") -> None:
     """Make a one-time code that lets a device in under this name, for 24 hours.
@@ -176,9 +178,9 @@ def _home(home: Path | None) -> Path:
 
 
 def _store(home: Path | None, database: str) -> "Store":
-    from twophase.gateway.server import open_store
+    from twophase.gateway.server import known_store
 
-    return open_store(_home(home), database)
+    return known_store(_home(home), database)
 
 
 def _time(at: float | None) -> str:

@@ -13,12 +13,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from twophase.errors import TwoPhaseError, UsageError
-from twophase.files import locked
+from twophase.files import disk_error, locked
 from twophase.gateway.advice import give
 from twophase.gateway.classifier import Classifier
 from twophase.gateway.intake import Quota
@@ -49,6 +50,20 @@ def open_store(home: Path, database: str = "") -> Store:
     return Store(database or home / "gateway.sqlite")
 
 
+def known_store(home: Path, database: str = "") -> Store:
+    """The database of a gateway that was started there before. Raises `TwoPhaseError` where none was."""
+    try:
+        there = bool(database) or (home / "gateway.sqlite").is_file()
+    except OSError as error:
+        raise disk_error(home, error) from None
+    if not there:
+        raise TwoPhaseError(
+            f"{home}: there is no gateway there; start it with `twophase gateway up --home {home}`, or give the --home "
+            "or the --database of the one that runs"
+        )
+    return Store(database or home / "gateway.sqlite")
+
+
 def run(
     home: Path,
     classifier: Classifier,
@@ -61,19 +76,25 @@ def run(
 ) -> None:
     """Answer until told to stop; `said` is called with the address once it listens.
 
-    Raises `TwoPhaseError` when the home is held, or the port taken, or the certificate of no use.
+    Raises `TwoPhaseError` when the home is held or no folder to write in, the port taken, or the certificate of no use.
     """
-    tls = _tls(address)
+    certificate = tls(address)
+    scheme = "https" if certificate else "http"
     end_on_signals()
     home = home.absolute()
-    with locked(home, "the gateway's folder"), listening(address.host, address.port) as bound:
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(home, "the gateway's folder"))
+        except OSError as error:
+            raise disk_error(home, error) from None
+        bound = held.enter_context(listening(address.host, address.port))
         import uvicorn
 
         from twophase.gateway.app import Gateway
 
         store = open_store(home, database)
         bound.listen(2048)
-        said(f"{'https' if tls else 'http'}://{address.host}:{bound.getsockname()[1]}")  # before anybody has trouble
+        said(f"{scheme}://{address.host}:{bound.getsockname()[1]}")  # before anybody has trouble
         _every_hour(store, home, keep_days, news)
         gateway = Gateway(home, store, classifier, quota)
         if address.metrics_port:
@@ -81,7 +102,7 @@ def run(
 
             start_http_server(address.metrics_port, "127.0.0.1", gateway.metrics.registry)
         try:
-            uvicorn.Server(uvicorn.Config(gateway, **how(), **tls)).run(sockets=[bound])
+            uvicorn.Server(uvicorn.Config(gateway, **how(), **certificate)).run(sockets=[bound])
         finally:
             gateway.close()
             store.close()
@@ -108,7 +129,7 @@ def _every_hour(store: Store, home: Path, keep_days: float, news: Path | None) -
     threading.Thread(target=work, name="hourly", daemon=True).start()
 
 
-def _tls(address: Address) -> dict[str, Any]:
+def tls(address: Address) -> dict[str, Any]:
     """uvicorn's words for the certificate. Raises `UsageError` where others would be answered without one."""
     if address.certificate is None and address.private_key is None:
         if not address.behind_proxy and not _is_loopback(address.host):
