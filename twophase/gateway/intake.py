@@ -25,7 +25,6 @@ from sqlalchemy import Connection, Row, func, insert, select, update
 from twophase.files import JSON, digest, sync
 from twophase.gateway.refused import Refused, later
 from twophase.gateway.store import Store, clip, note
-from twophase.private import private
 
 KINDS = ("escalation", "audit")
 ANNOUNCED_AT_ONCE = 100
@@ -73,7 +72,9 @@ class Intake:
 
     def __init__(self, home: Path, store: Store, quota: Quota) -> None:
         self._clips, self._store, self._quota = home / "clips", store, quota
-        private(home)
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(PermissionError):  # somebody else's, or on a disk that keeps no modes
+            home.chmod(0o700)
         self._clips.mkdir(exist_ok=True)
         self._uploads: dict[tuple[str, int], object] = {}
 
