@@ -1,8 +1,11 @@
 """A release's life on Vertex AI: its API on this machine, in a process of its own."""
 
 import json
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -82,6 +85,37 @@ def test_a_first_release_that_answers_wrongly_leaves_no_endpoint(
     assert (target.status().shares, set(target.status().versions)) == ({}, {"1"})
     assert target.deploy(releases[0]) == "1", "and the next attempt finds its way clear"
     assert target.status().shares == {"1": 100}
+
+
+class _Changing(BaseHTTPRequestHandler):
+    """An endpoint whose operation is under way when it is asked for the first time."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path.partition("?")[0])
+        name = "projects/p/locations/r/endpoints/1"
+        operations = [{"name": f"{name}/operations/2", **({"done": True} if len(self.asked) > 2 else {})}]
+        found = {"operations": operations} if "/operations" in self.path else {"endpoints": [{"name": name}]}
+        body = json.dumps(found).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_change_that_still_runs_is_waited_for() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Changing) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        VertexAI("pair", "p", "r", f"http://127.0.0.1:{server.server_port}").settle()
+        server.shutdown()
+        thread.join()
+    endpoints = "/v1/projects/p/locations/r/endpoints"
+    assert _Changing.asked == [endpoints, f"{endpoints}/1/operations", f"{endpoints}/1/operations"]
 
 
 def test_a_gateway_asks_it(target: VertexAI, releases: tuple[Path, ...], clips: list[Path], tmp_path: Path) -> None:

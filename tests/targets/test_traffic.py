@@ -102,6 +102,20 @@ def test_what_others_changed_is_in_the_history(vertex: Vertex, traffic: Traffic)
     assert traffic.rollback() == "1"
 
 
+def test_a_version_that_was_deployed_twice_stays_once(vertex: Vertex, traffic: Traffic) -> None:
+    """As by a command that was cut off while it deployed, and was given again."""
+    traffic.promote("1")
+    traffic.attach("2")
+    traffic.attach("2")
+    traffic.promote("2")
+    traffic.attach("1")
+    traffic.attach("2")
+    traffic.promote("2")
+    deployed = vertex.endpoint("m")["deployedModels"]
+    assert sorted(d["modelVersionId"] for d in deployed) == ["1", "2"]
+    assert traffic.shares() == {"1": 0, "2": 100}
+
+
 def test_fifty_switches_and_ten_rollbacks_under_load(vertex: Vertex, traffic: Traffic, releases: list[Path]) -> None:
     traffic.promote("1")
     ids = {str(version): read(release).id for version, release in enumerate(releases, 1)}

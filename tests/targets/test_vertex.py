@@ -103,6 +103,19 @@ def test_a_deployment_that_was_cut_off_is_finished_by_the_next(
     assert traffic(address) == {tiny_release.name: 0, second.name: 100}
 
 
+def test_a_version_that_was_deployed_twice_is_taken_away_once(tiny_release: Path, address: str, tmp_path: Path) -> None:
+    from google.cloud import aiplatform
+
+    registry = Registry(*PLACE, address)
+    version = registry.register(tiny_release, "m")
+    registry.deploy(tiny_release, version, "m")
+    endpoint = aiplatform.Endpoint.list(filter='display_name="m"')[0]
+    endpoint.deploy(aiplatform.Model(version), deployed_model_display_name="the double", traffic_percentage=0)
+    assert traffic(address) == {tiny_release.name: 100, "the double": 0}
+    registry.deploy(tiny_release, version, "m")
+    assert traffic(address) == {tiny_release.name: 100}
+
+
 def test_the_verdict_is_on_clips_that_the_champion_has_not_heard(tiny_pair, tiny_release: Path, tmp_path: Path) -> None:
     judged = Judgement.read(next((tiny_pair.workdir / "evaluations").iterdir()))
     challenger = another(tiny_release, tmp_path, judged.point.threshold + 1)

@@ -10,6 +10,7 @@ windows are replayed, and is asked until it has answered.
 
 import functools
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,16 @@ class VertexAI(Jobs):
             traffic.split({version: 100})
         elif version not in shares:
             traffic.attach(version)
+
+    def settle(self) -> None:
+        """A deployment is on its endpoint only when it is done, so one under way would be begun a second time."""
+        endpoint, wait_s = self._vertex.find("endpoints", self.model), 0.2
+        if endpoint is None:
+            return
+        changes = f"{endpoint['name']}/operations"
+        while not all(change.get("done") for change in self._vertex.list(changes, "operations")):
+            time.sleep(wait_s)
+            wait_s = min(2 * wait_s, 10.0)
 
     def detach(self, version: str) -> None:
         """Undeploy a version that has no traffic; the last one takes the endpoint with it."""

@@ -132,10 +132,11 @@ class Traffic:
             if version["versionId"] not in _ids(endpoint):
                 endpoint = self._deploy(endpoint, version)
         found = {version: share for version, share in _shares(endpoint).items() if share}
-        if found != shares:
-            ids = _ids(endpoint)
+        ids = _ids(endpoint)
+        split = {ids[version]: share for version, share in shares.items()}
+        if {d: int(share) for d, share in endpoint.get("trafficSplit", {}).items() if int(share)} != split:
             patch = {
-                "trafficSplit": {ids[version]: share for version, share in shares.items()},
+                "trafficSplit": split,
                 "labels": recorded(endpoint.get("labels", {}), found, shares),
                 "etag": endpoint.get("etag", ""),
             }
@@ -146,9 +147,10 @@ class Traffic:
     def _settle(self, endpoint: JSON, live: str) -> None:
         """What follows once one version has all traffic."""
         self._vertex.post(f"{self.model}@{live}:mergeVersionAliases", {"versionAliases": ["default"]})
-        kept = {live, before(history(endpoint.get("labels", {})), live)}
-        for version, identity in _ids(endpoint).items():
-            if version not in kept:
+        ids = _ids(endpoint)
+        kept = {ids[live], ids.get(before(history(endpoint.get("labels", {})), live) or "")}
+        for identity in [d["id"] for d in endpoint["deployedModels"]]:
+            if identity not in kept:  # older, or deployed twice by a command that was cut off and given again
                 self._vertex.done(f"{endpoint['name']}:undeployModel", {"deployedModelId": identity})
 
     def _create(self) -> JSON:

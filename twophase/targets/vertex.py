@@ -12,6 +12,7 @@ An endpoint on a plain http address is the local platform: it takes no credentia
 import base64
 import functools
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -113,6 +114,7 @@ class Registry:
         """Make a registered version live and return the endpoint's resource name. Raises `SmokeTestFailed`."""
         chosen = self._sdk.Model(version)
         endpoint = self._endpoint(model) or self._sdk.Endpoint.create(display_name=model)
+        self._settle(endpoint)
         new = self._deployed(endpoint, chosen)
         # What is at 100 % is live; a smaller share is a canary that an interrupted deployment left behind.
         if new is None or endpoint.traffic_split.get(new) != 100:
@@ -134,9 +136,10 @@ class Registry:
             except BaseException:
                 self._take_back(endpoint, self._deployed(endpoint, chosen))  # also what was cut off while it came
                 raise
-        kept = {chosen.version_id, before(history(endpoint.labels), chosen.version_id)}
-        for old in [d.id for d in endpoint.list_models() if d.model_version_id not in kept]:
-            endpoint.undeploy(old)
+        previous = before(history(endpoint.labels), chosen.version_id)
+        for old in endpoint.list_models():  # a version may be there twice, by a step that was cut off and run again
+            if old.id != new and (old.model_version_id == chosen.version_id or old.model_version_id != previous):
+                endpoint.undeploy(old.id)
         chosen.versioning_registry.add_version_aliases(["default"], chosen.version_id)
         return str(endpoint.resource_name)
 
@@ -154,16 +157,23 @@ class Registry:
         how = {"client_options": {"api_endpoint": self.address}} if self.address.startswith("http://") else {}
         return storage.Client(project=self._project, credentials=self._credentials, **how)
 
+    def _settle(self, endpoint: Any) -> None:
+        """Wait for changes under way: what they deploy is on the endpoint only then, and would be deployed twice."""
+        if self.address.startswith("http://"):  # the platform on this machine has done what it has answered
+            return
+        wait_s, of_it = 0.2, {"name": endpoint.resource_name}
+        while not all(change.done for change in endpoint.api_client.list_operations(of_it).operations):
+            time.sleep(wait_s)
+            wait_s = min(2 * wait_s, 10.0)
+
     def _deployed(self, endpoint: Any, model: Any) -> Any:
-        """The id under which a version is deployed, or None."""
-        return next(
-            (
-                d.id
-                for d in endpoint.list_models()
-                if d.model == model.resource_name and d.model_version_id == model.version_id
-            ),
-            None,
-        )
+        """The id under which a version is deployed, of several the one with most traffic; None where it is not."""
+        ids = [
+            d.id
+            for d in endpoint.list_models()
+            if d.model == model.resource_name and d.model_version_id == model.version_id
+        ]
+        return max(ids, key=lambda d: endpoint.traffic_split.get(d, 0), default=None)
 
     def _take_back(self, endpoint: Any, new: str | None) -> None:
         """Undeploy a canary, if it came, and give its share back to the version that has the most of the rest."""
