@@ -4,7 +4,8 @@ import io
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tests.gateway.remote import Device, Process, announced
 from twophase.audio.frontend import FRONT_END
 from twophase.gateway import answers, asking, devices
 from twophase.gateway.asking import Asking
-from twophase.gateway.classifier import Away, TargetClassifier
+from twophase.gateway.classifier import Away, Classifier, TargetClassifier
 from twophase.gateway.server import open_store
 from twophase.gateway.store import Store, clip, job
 from twophase.targets.local import VertexAI
@@ -72,6 +73,10 @@ def backlog(store: Store, home: Path, clips: int) -> None:
         store.do(lambda c, row=row: c.execute(insert(clip).values(**row)))
 
 
+def asking_of(store: Store, classifier: Classifier, home: Path, told: Any = lambda names: None) -> Asking:
+    return Asking(store, classifier, lambda name, n: home / "clips" / name / str(n), home / "jobs", told)
+
+
 class FailsAt(Oracle):
     """A classifier that breaks down whenever it is asked about clip 3."""
 
@@ -87,11 +92,71 @@ def stored(store: Store) -> list[int]:
 
 def test_a_clip_that_the_classifier_fails_at_holds_up_no_other(store: Store, tmp_path: Path) -> None:
     backlog(store, tmp_path, 6)
-    one = Asking(store, FailsAt(), lambda name, n: tmp_path / "clips" / name / str(n), lambda names: None)
+    one = asking_of(store, FailsAt(), tmp_path)
     while len(stored(store)) > 1:
         time.sleep(0.01)
     one.close()
     assert stored(store) == [3]
+
+
+def test_a_clip_that_it_fails_at_for_a_day_is_given_up(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking, "FAILING_S", 0.0)
+    backlog(store, tmp_path, 6)
+    one = asking_of(store, FailsAt(), tmp_path)
+    while stored(store):
+        time.sleep(0.01)
+    one.close()
+    (found,) = store.do(lambda c: [a for a in answers.fetch(c, "d0", 10) if a["sequence"] == 3])
+    assert found["error"]["code"] == 500
+
+
+class Forgetful(Oracle):
+    """A place where jobs go away while they run."""
+
+    def ended(self, name: str) -> str | None:
+        raise Away(f"{name}: there is no such job")
+
+
+class Failing(Oracle):
+    """A place where every job fails."""
+
+    def ended(self, name: str) -> str | None:
+        return "no machine is free"
+
+
+@pytest.mark.parametrize("make", [Forgetful, Failing, partial(Oracle, runs_jobs=False)])
+def test_a_backlog_is_answered_also_where_jobs_are_not(
+    make: Callable[[], Oracle], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a job that cannot be followed has taken waits again once it is given up; until then others are answered."""
+    monkeypatch.setattr(asking, "_POLL_S", 0.02)
+    monkeypatch.setattr(asking, "_LONGEST_S", 0.02)
+    monkeypatch.setattr(asking, "QUIET_S", 0.0)
+    monkeypatch.setattr(asking, "UNREAD", 3)
+    oracle = make()
+    backlog(store, tmp_path, 40)
+    one = asking_of(store, oracle, tmp_path)
+    while stored(store):
+        time.sleep(0.01)
+    one.close()
+    assert len(oracle.jobs) == oracle.runs_jobs, "the next one would come a minute later"
+    assert sum(len(store.do(lambda c, n=n: answers.fetch(c, f"d{n}", 100))) for n in range(3)) == 40
+
+
+def test_a_large_backlog_is_several_jobs_one_after_the_other(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking, "_POLL_S", 0.02)
+    monkeypatch.setattr(asking, "QUIET_S", 0.0)
+    monkeypatch.setattr(asking, "JOB_CLIPS", 30)
+    backlog(store, tmp_path, 80)
+    one = asking_of(store, oracle := Oracle(), tmp_path)
+    while stored(store):
+        time.sleep(0.01)
+    one.close()
+    assert [len(clips) for clips in oracle.jobs.values()] == [30, 30, 20]
 
 
 def test_clips_that_the_disk_lost_are_asked_for_again_and_make_no_job(
@@ -101,7 +166,7 @@ def test_clips_that_the_disk_lost_are_asked_for_again_and_make_no_job(
     backlog(store, tmp_path, 20)
     shutil.rmtree(tmp_path / "clips")
     oracle = Oracle()
-    one = Asking(store, oracle, lambda name, n: tmp_path / "clips" / name / str(n), lambda names: None)
+    one = asking_of(store, oracle, tmp_path)
     while stored(store):
         time.sleep(0.01)
     one.close()
@@ -125,7 +190,7 @@ def ask(store: Store, home: Path, target: Target, monkeypatch: pytest.MonkeyPatc
     told: set[str] = set()
     monkeypatch.setattr(asking, "_POLL_S", 0.1)
     monkeypatch.setattr(asking, "QUIET_S", 0.1)
-    one = Asking(store, TargetClassifier(target, home), lambda name, n: home / "clips" / name / str(n), told.update)
+    one = asking_of(store, TargetClassifier(target), home, told.update)
     while store.do(lambda c: c.execute(select(clip).where(clip.c.state == "stored")).first()):
         time.sleep(0.05)
     one.close()

@@ -54,6 +54,8 @@ class Azure:
         self._servers: dict[str, httpx.Client] = {}
         self.mirrored: Counter[str] = Counter()
         """Requests that were copied, by deployment."""
+        self.key = "key"
+        """What opens the endpoint."""
         self.jobs_end = "Completed"
         """How batch jobs end; they run without an end where this is `Running`."""
 
@@ -102,7 +104,7 @@ class Azure:
             self.resources[path.removesuffix("/cancel")]["properties"]["status"] = "Canceled"
             return 200, {}
         if method == "POST" and name.lower() == "listkeys":
-            return 200, {"primaryKey": "key", "secondaryKey": "key"}
+            return 200, {"primaryKey": self.key, "secondaryKey": self.key}
         if path.endswith("/workspaces/w"):
             return 200, {"id": path, "name": "w", "location": "westeurope", "properties": {}}
         if path.endswith("/datastores/workspaceblobstore"):
@@ -131,7 +133,7 @@ class Azure:
         return 404, {"error": {"code": "ResourceNotFound", "message": f"{path} not found"}}
 
     def score(self, endpoint: str, body: bytes, headers: Any) -> tuple[int, dict[str, str], bytes]:
-        if headers.get("authorization") != "Bearer key":
+        if headers.get("authorization") != f"Bearer {self.key}":
             return 401, {}, b'{"error": "no key"}'
         path = next(k for k in self.resources if k.endswith(f"/onlineEndpoints/{endpoint}"))
         traffic = {k: v for k, v in self.resources[path]["properties"].get("traffic", {}).items() if v}
@@ -142,7 +144,9 @@ class Azure:
         answer = self._servers[f"{path}/deployments/{chosen}"].post(
             "/score", content=body, headers={"content-type": headers["content-type"]}
         )
-        return answer.status_code, {"content-type": "application/json"}, answer.content
+        if answer.status_code != 200:
+            return 424, {"ms-azureml-model-error-statuscode": str(answer.status_code)}, answer.content
+        return 200, {"content-type": "application/json"}, answer.content
 
     def _put(self, path: str, body: Any) -> tuple[int, Any]:
         properties = {**body.get("properties", {}), "provisioningState": "Succeeded"}

@@ -212,4 +212,7 @@ def test_an_endpoint_of_others_is_left_alone(place: Any, releases: tuple[Path, .
 
 
 def test_a_gateway_asks_it(place: Any, releases: tuple[Path, ...], clips: list[Path], tmp_path: Path) -> None:
-    asks(place[0], releases[0], clips, tmp_path)
+    target, cloud, _ = place
+    asks(target, releases[0], clips, tmp_path)
+    cloud.key = "another"
+    assert target.predict(clips[:1]) == expected(releases[0], clips[:1]), "also when the key was changed meanwhile"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from twophase.errors import TwoPhaseError
 from twophase.targets.local import VertexAI
-from twophase.targets.requests import Limits, body, requests, sent
+from twophase.targets.requests import ClipRefused, Limits, body, refusal, requests, sent
 from twophase.targets.sagemaker import SageMaker
 
 SMALL = Limits("a small place", 60_000, 60)
@@ -59,3 +59,13 @@ def test_what_does_not_fit_is_refused_with_the_limit(tmp_path: Path) -> None:
 def test_the_limits_are_the_clouds() -> None:
     assert VertexAI.limits.request_bytes == 1_500_000
     assert SageMaker.limits.request_bytes == 6 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "blamed"),
+    [(400, "", True), (413, "", True), (400, "FAILED_PRECONDITION", False), (424, "", False), (429, "", False)],
+)
+def test_only_what_is_wrong_with_a_clip_is_final(code: int, status: str, blamed: bool) -> None:
+    found = refusal(code, "too long", "https://place", status)
+    assert isinstance(found, ClipRefused) == blamed
+    assert str(found) == f"https://place: refused with {code}: too long"

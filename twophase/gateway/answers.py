@@ -28,9 +28,10 @@ def backlog(c: Connection) -> tuple[int, float, float]:
 
 
 def waiting(c: Connection, limit: int) -> list[Row[Any]]:
-    """Clips that nobody was asked about yet, the longest waiting first: `device` and `sequence`."""
+    """Clips that nobody was asked about yet, the longest waiting first: `device`, `sequence` and `bytes`."""
     columns = (clip.c.device, clip.c.sequence)
-    return list(c.execute(select(*columns).where(*_UNASKED).order_by(clip.c.stored, *columns).limit(limit)))
+    order = (clip.c.stored, *columns)
+    return list(c.execute(select(*columns, clip.c.bytes).where(*_UNASKED).order_by(*order).limit(limit)))
 
 
 def put(c: Connection, device: str, sequence: int, answer: JSON) -> bool:

@@ -63,7 +63,7 @@ class Gateway:
         self._loop: asyncio.AbstractEventLoop | None = None
         (home / "updates").mkdir(exist_ok=True)
         self._updates = StaticFiles(directory=home / "updates")
-        self._asking = Asking(store, classifier, self._intake.path, self._tell)
+        self._asking = Asking(store, classifier, self._intake.path, home / "jobs", self._tell)
         self._promised = partial(published, home)
         self.metrics = Metrics(self._gauges)
 

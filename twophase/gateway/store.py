@@ -117,7 +117,6 @@ job = Table(
     "job",
     _tables,
     Column("id", Text, primary_key=True),
-    Column("name", Text),  # the classifier's name for it, once it has one
     Column("made", Float, nullable=False),
 )
 period = Table(

@@ -195,16 +195,27 @@ class AzureML(AzureMLJobs):
 
         Not by the SDK's `invoke`: it keeps the deployment that was named once for every later call of the process.
         """
+        answer = self._post(orjson.dumps(body(clips)), version)
+        if answer.status_code in (
+            401,
+            404,
+        ):  # the key was changed, or the endpoint made again, since they were asked for
+            self.__dict__.pop("_scoring", None)
+            answer = self._post(orjson.dumps(body(clips)), version)
+        if not answer.is_success:
+            # of what the container answers, success apart, Azure makes 424, and names the container's own status
+            code = int(answer.headers.get("ms-azureml-model-error-statuscode", answer.status_code))
+            raise refusal(code, answer.text[:300], str(answer.url))
+        return list(answer.json()["predictions"])
+
+    def _post(self, content: bytes, version: str) -> httpx.Response:
         url, key = self._scoring
         named = {"azureml-model-deployment": deployment(version)} if version else {}
         headers = {"authorization": f"Bearer {key}", "content-type": "application/json", **named}
         try:
-            answer = self._http.post(url, content=orjson.dumps(body(clips)), headers=headers)
+            return self._http.post(url, content=content, headers=headers)
         except httpx.TransportError as error:
             raise TwoPhaseError(f"{url}: does not answer ({error}); run the same command again") from None
-        if not answer.is_success:
-            raise refusal(answer.status_code, f"{url}: refused with {answer.status_code}: {answer.text[:300]}")
-        return list(answer.json()["predictions"])
 
     @in_words
     def status(self) -> Status:

@@ -49,12 +49,14 @@ class Job:
 class Jobs(Target):
     """One name at a place that runs batch jobs."""
 
-    def submit(self, clips: Sequence[Path], name: str = "") -> str:
+    def submit(self, clips: Sequence[Path], name: str = "", scratch: Path | None = None) -> str:
         """Start a job about clips; the place's name for it. A clip that cannot be sent costs no other.
 
-        `name`, by which `find` finds it, is a word, a dash and 12 hex digits that no job had. Raises `TwoPhaseError`.
+        `name`, by which `find` finds it, is a word, a dash and 12 hex digits that no job had. What is uploaded is
+        written to `scratch` first, by default the system's. Raises `ClipRefused` when no clip can be sent, else
+        `TwoPhaseError`.
         """
-        with TemporaryDirectory() as folder:
+        with TemporaryDirectory(dir=scratch) as folder:
             write_instances(clips, self.limits, Path(folder))
             return self.start(Path(folder), name or f"{self.model}-{secrets.token_hex(6)}")
 

@@ -355,7 +355,10 @@ class KServe(Target):
         url = f"{self._url('')}/invocations"
         for group in requests(clips, self.limits):
             lines = [orjson.dumps(instance, option=orjson.OPT_APPEND_NEWLINE) for instance in body(group)["instances"]]
-            yield from map(orjson.loads, self._post(url, b"".join(lines), "application/jsonlines").content.splitlines())
+            answers = self._post(url, b"".join(lines), "application/jsonlines").content.splitlines()
+            if len(answers) != len(lines):
+                raise TwoPhaseError(f"{url}: gave {len(answers)} answers to {len(lines)} clips; run it again")
+            yield from map(orjson.loads, answers)
 
     def _post(self, url: str, data: bytes, content_type: str) -> httpx.Response:
         try:
@@ -363,7 +366,7 @@ class KServe(Target):
         except httpx.TransportError as error:
             raise TwoPhaseError(f"{url}: does not answer ({error}); see that this machine reaches it") from None
         if not answer.is_success:
-            raise refusal(answer.status_code, f"{url}: refused with {answer.status_code}: {answer.text[:300]}")
+            raise refusal(answer.status_code, answer.text[:300], url)
         return answer
 
 

@@ -23,22 +23,27 @@ SOUND_S = LIMITS.windows * 0.49
 _CLIPS, _FRAME = 100, 64  # clips a request; bytes of JSON around a clip and around a request
 
 
-PASSING = frozenset({401, 403, 404, 408, 409, 429})
-"""Refusals that say nothing about a clip: credentials, an endpoint that is just replaced, a limit."""
+BLAMED = frozenset({400, 413, 415, 422})
+"""Statuses that say that a clip is what is wrong. All others may pass: credentials, a limit, an endpoint on its way."""
 
 
 class ClipRefused(TwoPhaseError):
     """The place does not take this clip, and would not take it the next time."""
 
-    def __init__(self, code: int, message: str) -> None:
-        """`code` is the HTTP status, 400 to 499."""
-        super().__init__(message)
-        self.code = code
+    def __init__(self, code: int, said: str, where: str) -> None:
+        """`code` is one of `BLAMED`; `said` is what is wrong, without `where` that was found."""
+        super().__init__(f"{where}: {said}")
+        self.code, self.said = code, said
 
 
-def refusal(code: int, message: str) -> TwoPhaseError:
-    """What a status that is no success means to who asked: `ClipRefused` where the clip is what is wrong."""
-    return ClipRefused(code, message) if 400 <= code < 500 and code not in PASSING else TwoPhaseError(message)
+def refusal(code: int, said: str, where: str, status: str = "") -> TwoPhaseError:
+    """What an answer that is no success means to who asked: `ClipRefused` where the clip is what is wrong.
+
+    `status` is Google's name of the error: an endpoint without traffic is 400 too, and `FAILED_PRECONDITION`.
+    """
+    if code in BLAMED and status != "FAILED_PRECONDITION":
+        return ClipRefused(code, said, f"{where}: refused with {code}")
+    return TwoPhaseError(f"{where}: refused with {code}: {said}")
 
 
 @dataclass(frozen=True)
@@ -78,15 +83,16 @@ def sent(clip: Path, limits: Limits) -> bytes:
         try:
             pcm = decode(data, str(clip))
         except TwoPhaseError as error:
-            raise ClipRefused(400, str(error)) from None
+            raise ClipRefused(400, str(error).removeprefix(f"{clip}: "), str(clip)) from None
         file = io.BytesIO()
         soundfile.write(file, pcm, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
         data = file.getvalue()
     if _FRAME + _size(data) > limits.request_bytes:
         raise ClipRefused(
             413,
-            f"{clip}: takes {_size(data)} bytes even as 16 kHz FLAC, {limits.place} takes {limits.request_bytes} a "
-            "request; cut it into shorter clips",
+            f"takes {_size(data)} bytes even as 16 kHz FLAC, {limits.place} takes {limits.request_bytes} a request; "
+            "cut it into shorter clips",
+            str(clip),
         )
     return data
 

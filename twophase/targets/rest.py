@@ -150,11 +150,11 @@ class Vertex:
         if answer.is_success:
             return answer.json()
         try:
-            said = answer.json()["error"]["message"]
-        except (ValueError, KeyError, TypeError):
-            said = answer.text[:200]
-        code = answer.status_code
-        raise refusal(code, f"{self.address}: {method} {name} was refused with {code}: {said}")
+            refused = answer.json()["error"]
+            said, status = str(refused["message"]), str(refused.get("status", ""))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            said, status = answer.text[:200], ""
+        raise refusal(answer.status_code, said, f"{self.address}: {method} {name}", status)
 
 
 class Bearer(httpx.Auth):

@@ -32,7 +32,7 @@ from twophase.errors import TwoPhaseError, UsageError
 from twophase.files import JSON, digest_of
 from twophase.release.manifest import read
 from twophase.targets.jobs import CANCELLED, CLIPS, FAILED, INSTANCES, RUNNING, SUCCEEDED, Job, Jobs
-from twophase.targets.requests import Limits, body, refusal
+from twophase.targets.requests import BLAMED, ClipRefused, Limits, body
 from twophase.targets.target import SERVER_IMAGE, Status, words_of
 from twophase.targets.traffic import history, recorded
 
@@ -71,8 +71,10 @@ def _in_words(method: _Method) -> _Method:
                 "AccessDeniedException": "let this account do it, or use another",
                 "AccessDenied": "let this account do it, or use another",
             }.get(code, "see what it says and run the same command again: what is done is kept")
-            by_server = refused.response.get("OriginalStatusCode", 0)  # of a `ModelError`: what our server answered
-            raise refusal(by_server, f"SageMaker, {refused.operation_name}: {message} ({code}); {todo}") from error
+            where, by_server = f"SageMaker, {refused.operation_name}", refused.response.get("OriginalStatusCode")
+            if by_server in BLAMED:  # a `ModelError`: what our server answered
+                raise ClipRefused(by_server, refused.response.get("OriginalMessage", message), where) from error
+            raise TwoPhaseError(f"{where}: {message} ({code}); {todo}") from error
         except BotoCoreError as error:
             raise TwoPhaseError(
                 f"SageMaker: {error}; see that you are signed in (`aws sts get-caller-identity`)"
