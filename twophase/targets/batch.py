@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from twophase.errors import TwoPhaseError
+from twophase.targets.google_errors import in_words
 from twophase.targets.traffic import MACHINE
 from twophase.targets.vertex import Registry
 
@@ -27,28 +28,28 @@ def predict_batch(
 ) -> Batch:
     """Ask the default version of `model` about the JSON lines at `source`; answers go below `destination`.
 
-    Raises `TwoPhaseError` when there is no such model, or the job fails.
+    Raises `TwoPhaseError` when there is no such model, the job fails, or Google refuses or does not answer.
     """
     from google.cloud import aiplatform
 
-    Registry(project, region, api_endpoint)  # points the SDK at the address
-    found = aiplatform.Model.list(filter=f'display_name="{model}"')
-    if not found:
-        raise TwoPhaseError(f"{model}: there is no such model in {project}/{region}; run the pipeline first")
-    try:
-        job = aiplatform.BatchPredictionJob.create(
-            job_display_name=f"{model}-batch",
-            model_name=found[0].resource_name,
-            instances_format="jsonl",
-            predictions_format="jsonl",
-            gcs_source=source,
-            gcs_destination_prefix=destination,
-            machine_type=machine,
-            sync=True,
-        )
-    except (RuntimeError, ValueError) as error:
-        raise TwoPhaseError(f"{source}: the batch job did not end well: {error}") from error
-    counts = job.completion_stats
+    with in_words(Registry(project, region, api_endpoint).address):  # which points the SDK there
+        found = aiplatform.Model.list(filter=f'display_name="{model}"')
+        if not found:
+            raise TwoPhaseError(f"{model}: there is no such model in {project}/{region}; run the pipeline first")
+        try:
+            job = aiplatform.BatchPredictionJob.create(
+                job_display_name=f"{model}-batch",
+                model_name=found[0].resource_name,
+                instances_format="jsonl",
+                predictions_format="jsonl",
+                gcs_source=source,
+                gcs_destination_prefix=destination,
+                machine_type=machine,
+                sync=True,
+            )
+        except (RuntimeError, ValueError) as error:
+            raise TwoPhaseError(f"{source}: the batch job did not end well: {error}") from error
+        counts = job.completion_stats
     return Batch(
         job.resource_name,
         job.output_info.gcs_output_directory,
