@@ -5,6 +5,7 @@ Its id is what makes it one run: whoever asks for the same id again is told that
 
 import copy
 import json
+import secrets
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -161,8 +162,8 @@ def in_bucket(bucket: str) -> str:
 
 
 def new_id() -> str:
-    """An id for a run that a person asks for: when, to the second."""
-    return time.strftime("two-phase-%Y%m%d-%H%M%S", time.gmtime())
+    """An id for a run that a person asks for: when, and what tells it from another's of the same second."""
+    return f"{time.strftime('two-phase-%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
 
 
 def _with_digest(arguments: dict[str, Any]) -> dict[str, Any]:
