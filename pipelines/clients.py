@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pipelines.refusals import RunEndedBadly, in_words
+from pipelines.refusals import RunEndedBadly, in_words, patiently
 from pipelines.submission import Submission
 from twophase.errors import TwoPhaseError
 
@@ -113,15 +113,26 @@ class Vertex:
         return [(job.create_time, int(job.labels.get("files", 0))) for job in found]
 
     def wait(self, name: str, on_task: Callable[[str, str], object] = lambda task, state: None) -> None:
-        """Watch a run to its end; `on_task` is called with each task's new state. Raises `RunEndedBadly`."""
+        """Watch a run to its end; `on_task` is called with each task's new state. Raises `RunEndedBadly`.
+
+        A connection that is lost does not end it (`patiently`).
+        """
         seen: dict[str, str] = {}
         pause_s, longest_s = 0.5, 1.0 if self.api_endpoint else 15.0  # a platform on this machine may be asked often
-        with self._in_words(name):
-            job = self._sdk.PipelineJob.get(name)
-            while (state := job.state.name) not in ENDED:  # asks
-                self._tell(job, seen, on_task)
-                time.sleep(pause_s)
-                pause_s = min(1.5 * pause_s, longest_s)
+
+        job: Any = None
+
+        def look() -> str:
+            nonlocal job
+            with self._in_words(name):
+                if job is None:
+                    job = self._sdk.PipelineJob.get(name)
+                return str(job.state.name)  # asks
+
+        while (state := patiently(look)) not in ENDED:
+            self._tell(job, seen, on_task)
+            time.sleep(pause_s)
+            pause_s = min(1.5 * pause_s, longest_s)
         self._tell(job, seen, on_task)
         if state != "PIPELINE_STATE_SUCCEEDED":
             word = "was cancelled" if state.endswith("CANCELLED") else "failed"
@@ -129,7 +140,7 @@ class Vertex:
             raise RunEndedBadly(f"{name}: {word}{why}; what is finished is kept, submit it again to go on")
 
     def _tell(self, job: Any, seen: dict[str, str], on_task: Callable[[str, str], object]) -> None:
-        for task in job.task_details:
+        for task in job.gca_resource.job_detail.task_details:
             if seen.get(task.task_name) != task.state.name:
                 seen[task.task_name] = task.state.name
                 on_task(task.task_name, task.state.name)

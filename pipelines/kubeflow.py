@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
-from pipelines.refusals import RunEndedBadly
+from pipelines.refusals import RunEndedBadly, patiently
 from pipelines.submission import Submission
 from twophase.errors import TwoPhaseError
+from twophase.targets.google_errors import NoAnswer
 
 
 class Kubeflow:
@@ -32,9 +33,12 @@ class Kubeflow:
             raise TwoPhaseError(f"{self.host}: is no Kubeflow Pipelines host that answers ({_short(error)})") from error
 
     def request(self, submission: Submission, cron: str = "") -> dict[str, Any]:
-        """What would be sent: the run's name, spec and arguments, with `cron` those of a schedule."""
+        """What would be sent: the run, with `cron` the schedule; its experiment by the name that it is looked up by."""
         config = {"parameters": submission.arguments, "pipeline_root": submission.root}
         run = {"display_name": submission.job_id, "pipeline_spec": submission.spec, "runtime_config": config}
+        run["experiment"] = submission.experiment or submission.name
+        if submission.service_account:
+            run["service_account"] = submission.service_account
         return run | ({"trigger": {"cron_schedule": {"cron": cron}}, "max_concurrency": 1} if cron else {})
 
     def submit(self, submission: Submission) -> str:
@@ -68,18 +72,23 @@ class Kubeflow:
                 pipeline_package_path=str(path),
                 params=submission.arguments,
                 pipeline_root=submission.root or None,
+                service_account=submission.service_account or None,
             )
         return str(made.recurring_run_id)
 
     def wait(self, name: str, on_task: Callable[[str, str], object] = lambda task, state: None) -> None:
-        """Watch a run to its end. Raises `RunEndedBadly`."""
+        """Watch a run to its end. Raises `RunEndedBadly`. A connection that is lost does not end it (`patiently`)."""
+
+        def look() -> str:
+            client = self._client
+            with self._in_words("the question for it"):
+                return str(client.get_run(name).state)
+
         state = ""
         while state not in ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"):
             if state:
                 time.sleep(5)
-            client = self._client
-            with self._in_words("the question for it"):
-                state = str(client.get_run(name).state)
+            state = patiently(look)
             on_task("run", state)
         if state != "SUCCEEDED":
             raise RunEndedBadly(f"{name}: ended as {state}; look at {self.console(name)}")
@@ -93,6 +102,10 @@ class Kubeflow:
         try:
             yield
         except Exception as error:  # as above
+            from urllib3.exceptions import HTTPError
+
+            if isinstance(error, HTTPError) or getattr(error, "status", None) in (502, 503, 504):
+                raise NoAnswer(f"{self.host}: does not answer ({_short(error)})") from error
             raise TwoPhaseError(f"{self.host}: refused {what} ({_short(error)})") from error
 
 

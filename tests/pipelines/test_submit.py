@@ -1,6 +1,7 @@
 """Asking for runs: what is sent, what is refused before anything is sent, how a run ends."""
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
+from google.api_core.exceptions import Aborted
 from google.cloud.aiplatform_v1 import types
 from google.protobuf import json_format
 
@@ -23,11 +25,12 @@ from pipelines.cost import estimate
 from pipelines.image_check import check_image
 from pipelines.kubeflow import Kubeflow
 from pipelines.places import Machines
-from pipelines.refusals import AlreadyThere, RunEndedBadly
+from pipelines.refusals import AlreadyThere, NoAnswer, RunEndedBadly, in_words
 from pipelines.submission import Submission, data_state, for_machine, for_vertex, to_repeat
 from twophase.errors import TwoPhaseError, UsageError
 from twophase.files import locked
 from twophase.local.process import Address
+from twophase.targets.batch import predict_batch
 from twophase.targets.live import whats_live
 from twophase.targets.rest import Vertex as RestVertex
 
@@ -295,10 +298,11 @@ class Refusing(BaseHTTPRequestHandler):
     """Refuses whatever is asked for, in Google's shape."""
 
     code: int
+    status = "X"
 
     def do_GET(self) -> None:
         self.rfile.read(int(self.headers.get("content-length", 0)))
-        data = json.dumps({"error": {"code": self.code, "message": "because", "status": "X"}}).encode()
+        data = json.dumps({"error": {"code": self.code, "message": "because", "status": self.status}}).encode()
         self.send_response(self.code)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(data)))
@@ -327,6 +331,70 @@ def test_what_a_cloud_refuses_comes_back_as_one_message(small_spec: dict[str, An
     Refusing.code = code
     with serving(Refusing) as address, pytest.raises(TwoPhaseError, match=words):
         Vertex(*PLACE, address).submit(Submission(small_spec, "j", {"data": "d"}))
+
+
+def test_another_change_under_way_is_no_run_of_this_id(
+    small_spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through REST it has the same code as a run that is there; through gRPC an exception of the same parent."""
+    monkeypatch.setattr(Refusing, "code", 409, raising=False)
+    monkeypatch.setattr(Refusing, "status", "ABORTED")
+    with (
+        serving(Refusing) as address,
+        pytest.raises(TwoPhaseError, match=r"being changed .*because.*try again") as rest,
+    ):
+        Vertex(*PLACE, address).submit(Submission(small_spec, "j", {"data": "d"}))
+    with pytest.raises(TwoPhaseError, match="try again") as grpc, in_words("p/r", "j"):
+        raise Aborted("because")
+    assert not {rest.type, grpc.type} & {AlreadyThere}
+
+
+@pytest.mark.parametrize(("code", "words"), REFUSALS)
+def test_a_batch_that_is_refused_says_so_in_one_message(code: int, words: str) -> None:
+    Refusing.code = code
+    with serving(Refusing) as address, pytest.raises(TwoPhaseError, match=f"{address}: .*{words}"):
+        predict_batch("gs://b/x.jsonl", "gs://b/out", *PLACE, address, "two-phase")
+
+
+class OutOfSight(BaseHTTPRequestHandler):
+    """A run that succeeds, at an address that is away for a while after it was first looked at."""
+
+    answers: list[int]
+
+    def do_GET(self) -> None:
+        code = self.answers.pop(0) if self.answers else 200
+        state = "PIPELINE_STATE_RUNNING" if self.answers else "PIPELINE_STATE_SUCCEEDED"
+        data = json.dumps({"name": "projects/1/locations/r/pipelineJobs/j", "state": state}).encode()
+        self.send_response(code)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_run_is_watched_through_a_lost_connection(capsys: pytest.CaptureFixture[str]) -> None:
+    OutOfSight.answers = [200, 200, 504, 504]  # the SDK itself asks again after a 503
+    with serving(OutOfSight) as address:
+        Vertex(*PLACE, address).wait("projects/local/locations/us-central1/pipelineJobs/j")
+    assert capsys.readouterr().err.count("does not answer") == 1
+    assert not OutOfSight.answers
+
+
+def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.refusals.PATIENCE_S", 0.0)
+    OutOfSight.answers = [504, 200]
+    with serving(OutOfSight) as address, pytest.raises(NoAnswer, match="does not answer"):
+        Vertex(*PLACE, address).wait("projects/local/locations/us-central1/pipelineJobs/j")
+    assert OutOfSight.answers == [200]
+
+
+def test_two_that_ask_in_the_same_second_ask_for_two_runs(tmp_path: Path) -> None:
+    asked = [for_machine({}, tmp_path, *PLACE, "http://127.0.0.1:9").job_id for _ in range(2)]
+    assert asked[0] != asked[1]
+    assert all(re.fullmatch(r"two-phase-\d{8}-\d{6}-[0-9a-f]{4}", job_id) for job_id in asked)
 
 
 @pytest.mark.parametrize(("code", "words"), REFUSALS)
