@@ -5,7 +5,6 @@
     model NAME-v3, variant v3                              version 3 as it is deployed
     endpoint configuration NAME-<12 hex>                   variants and weights; named by them, never changed
     endpoint NAME                                          its tags hold the history
-    s3://BUCKET/twophase/NAME/batch/NAME-<12 hex>/         a batch job's folder (`twophase.targets.jobs`)
 
 A version that is deployed is approved by that; one that somebody rejected is refused. Variants come and go by
 `UpdateEndpoint`, which SageMaker does as a blue/green deployment; traffic moves by
@@ -20,82 +19,30 @@ import functools
 import re
 import tarfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import orjson
 
 from twophase.errors import TwoPhaseError, UsageError
 from twophase.files import JSON, digest_of
 from twophase.release.manifest import read
-from twophase.targets.jobs import CANCELLED, CLIPS, FAILED, INSTANCES, RUNNING, SUCCEEDED, Job, Jobs
-from twophase.targets.requests import BLAMED, ClipRefused, Limits, body
+from twophase.targets.requests import Limits, body
+from twophase.targets.sagemaker_errors import MISSING, in_words, passing
+from twophase.targets.sagemaker_jobs import LINES, MACHINE, SageMakerJobs
 from twophase.targets.target import SERVER_IMAGE, Status, words_of
 from twophase.targets.traffic import history, recorded
 
 VARIANTS = 10
 """Most that SageMaker lets an endpoint have."""
-MACHINE = "ml.m5.large"
 BAKING_S = 600
 """How long alarms are watched after each step of a guarded change."""
-_LINES = "application/jsonlines"
 _CHANGING = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
-_STATES = {"Completed": SUCCEEDED, "Failed": FAILED, "Stopped": CANCELLED}
-MISSING = ("Could not find", "does not exist", "not found", "ResourceNotFound")
-"""What SageMaker's errors say of what is not there; their codes do not tell."""
-_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
-def _in_words(method: _Method) -> _Method:
-    """Turn boto3's errors into one message with what to do."""
-
-    @functools.wraps(method)
-    def spoken(self: "SageMaker", *args: Any, **kwargs: Any) -> Any:
-        from boto3.exceptions import S3UploadFailedError
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        try:
-            return method(self, *args, **kwargs)
-        except (ClientError, S3UploadFailedError) as error:
-            refused = error.__context__ if isinstance(error, S3UploadFailedError) else error
-            if not isinstance(refused, ClientError):
-                raise TwoPhaseError(f"SageMaker: {error}; run the same command again: what is done is kept") from error
-            said = refused.response.get("Error", {})
-            code, message = said.get("Code", ""), said.get("Message", str(refused))
-            todo = {
-                "ExpiredTokenException": "sign in again and run the same command: what is done is kept",
-                "ExpiredToken": "sign in again and run the same command: what is done is kept",
-                "AccessDeniedException": "let this account do it, or use another",
-                "AccessDenied": "let this account do it, or use another",
-            }.get(code, "see what it says and run the same command again: what is done is kept")
-            where, by_server = f"SageMaker, {refused.operation_name}", refused.response.get("OriginalStatusCode")
-            if by_server in BLAMED:  # a `ModelError`: what our server answered
-                raise ClipRefused(by_server, refused.response.get("OriginalMessage", message), where) from error
-            raise TwoPhaseError(f"{where}: {message} ({code}); {todo}") from error
-        except BotoCoreError as error:
-            raise TwoPhaseError(
-                f"SageMaker: {error}; see that you are signed in (`aws sts get-caller-identity`)"
-            ) from error
-
-    return cast(_Method, spoken)
-
-
-@contextmanager
-def _passing(*words: str) -> Iterator[None]:
-    """Let errors pass that say one of these."""
-    from botocore.exceptions import ClientError
-
-    try:
-        yield
-    except ClientError as error:
-        if not any(word in str(error) for word in words):
-            raise
-
-
-class SageMaker(Jobs):
+class SageMaker(SageMakerJobs):
     """One name in one account and region of AWS."""
 
     limits = Limits("SageMaker's InvokeEndpoint", 6 * 1024 * 1024, 60)
@@ -129,22 +76,18 @@ class SageMaker(Jobs):
         self._make, self._region, self._role, self._image, self._named_bucket = make, region, role, image, bucket
         self._api = self._in_client("sagemaker")
 
-    @_in_words
-    def _in_client(self, service: str) -> Any:
-        return self._make(service)
-
-    @_in_words
+    @in_words
     def version_of(self, release_id: str) -> str | None:
         """The package of the group that carries this release."""
         return next((v for v, package in self._packages() if package["release"] == release_id), None)
 
-    @_in_words
+    @in_words
     def front_end_of(self, version: str) -> str:
         """As the package's metadata has it."""
         package = self._api.describe_model_package(ModelPackageName=dict(self._packages())[version]["arn"])
         return str(package.get("CustomerMetadataProperties", {}).get("front_end", ""))
 
-    @_in_words
+    @in_words
     def register(self, release: Path) -> str:
         """Pack to S3, then make a version of the package group, which is what counts as registered."""
         manifest = read(release)
@@ -157,7 +100,7 @@ class SageMaker(Jobs):
             with tarfile.open(packed, "w:gz") as archive:
                 archive.add(release, ".")
             self._s3.upload_file(str(packed), self._bucket, key)
-        with _passing("already exists"):
+        with passing("already exists"):
             self._api.create_model_package_group(ModelPackageGroupName=self.model)
         made = self._api.create_model_package(
             ModelPackageGroupName=self.model,
@@ -166,13 +109,13 @@ class SageMaker(Jobs):
             CustomerMetadataProperties={"release": manifest.id, "front_end": manifest.fingerprint},
             InferenceSpecification={
                 "Containers": [{"Image": self._image, "ModelDataUrl": f"s3://{self._bucket}/{key}"}],
-                "SupportedContentTypes": ["application/json", _LINES, "audio/wav", "application/octet-stream"],
-                "SupportedResponseMIMETypes": ["application/json", _LINES],
+                "SupportedContentTypes": ["application/json", LINES, "audio/wav", "application/octet-stream"],
+                "SupportedResponseMIMETypes": ["application/json", LINES],
             },
         )
         return str(made["ModelPackageArn"].rpartition("/")[2])
 
-    @_in_words
+    @in_words
     def attach(self, version: str) -> None:
         """Approve a version, make a model of it, and a variant of the endpoint."""
         self._approve(version)
@@ -185,7 +128,7 @@ class SageMaker(Jobs):
             )
         package = dict(self._packages())[version]
         made = False
-        with _passing(*MISSING):
+        with passing(*MISSING):
             made = bool(self._api.describe_model(ModelName=self._named(version)))
         if not made:
             self._api.create_model(
@@ -198,7 +141,7 @@ class SageMaker(Jobs):
         if not shares:
             self._record({}, weights)
 
-    @_in_words
+    @in_words
     def detach(self, version: str) -> None:
         """Take the variant and its model away; the last one takes the endpoint with it."""
         shares = self.status().shares
@@ -209,16 +152,16 @@ class SageMaker(Jobs):
             self._remove_endpoint()
         elif version in shares:
             self._change(rest)
-        with _passing(*MISSING):
+        with passing(*MISSING):
             self._api.delete_model(ModelName=self._named(version))
 
-    @_in_words
+    @in_words
     def settle(self) -> None:
         """SageMaker refuses to change an endpoint that is changing."""
-        with _passing(*MISSING):
+        with passing(*MISSING):
             self._settled()
 
-    @_in_words
+    @in_words
     def shift(self, shares: Mapping[str, int]) -> None:
         """Give the variants other weights, under the eyes of the alarms where there are some."""
         found = self.status()
@@ -239,7 +182,7 @@ class SageMaker(Jobs):
             self._in_service()
         self._record(found.shares, shares)
 
-    @_in_words
+    @in_words
     def ask(self, clips: list[bytes], version: str = "") -> list[JSON]:
         """`InvokeEndpoint`; a version is asked as `TargetVariant`."""
         variant = {"TargetVariant": f"v{version}"} if version else {}
@@ -248,69 +191,12 @@ class SageMaker(Jobs):
         )
         return list(orjson.loads(answer["Body"].read())["predictions"])
 
-    @_in_words
-    def start(self, folder: Path, name: str) -> str:
-        """A batch transform job, a record a line; the server answers a bad record with an error, not with a failure."""
-        live = self._live()
-        for file in (CLIPS, INSTANCES):
-            self._s3.upload_file(str(folder / file), self._bucket, f"{self._folder(name)}{file}")
-        uri = f"s3://{self._bucket}/{self._folder(name)}"
-        self._api.create_transform_job(
-            TransformJobName=name,
-            ModelName=self._named(live),
-            MaxConcurrentTransforms=8,
-            BatchStrategy="SingleRecord",
-            TransformInput={
-                "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": f"{uri}{INSTANCES}"}},
-                "ContentType": _LINES,
-                "SplitType": "Line",
-            },
-            TransformOutput={"S3OutputPath": f"{uri}out", "Accept": _LINES, "AssembleWith": "Line"},
-            TransformResources={"InstanceType": MACHINE, "InstanceCount": 1},
-        )
-        return name
-
-    @_in_words
-    def find(self, name: str) -> str | None:
-        """Jobs have the names that they were given."""
-        found: str | None = None
-        with _passing(*MISSING):
-            found = self._api.describe_transform_job(TransformJobName=name)["TransformJobName"]
-        return found
-
-    @_in_words
-    def job(self, name: str) -> Job:
-        """`DescribeTransformJob`."""
-        found = self._api.describe_transform_job(TransformJobName=name)
-        return Job(name, _STATES.get(found["TransformJobStatus"], RUNNING), found.get("FailureReason", ""))
-
-    @_in_words
-    def cancel(self, name: str) -> None:
-        """`StopTransformJob`."""
-        self._api.stop_transform_job(TransformJobName=name)
-
-    @_in_words
-    def told(self, name: str) -> bytes:
-        """What was uploaded beside the instances."""
-        return self._object(f"{self._folder(name)}{CLIPS}")
-
-    @_in_words
-    def answers(self, name: str) -> Iterator[JSON]:
-        """One file of results for the one file of input, in its order."""
-        lines = self._object(f"{self._folder(name)}out/{INSTANCES}.out").splitlines()
-        return (orjson.loads(line) for line in lines if line)
-
-    @_in_words
-    def forget(self, name: str) -> None:
-        """Remove what the job read and wrote."""
-        self._clear(self._folder(name))
-
-    @_in_words
+    @in_words
     def status(self) -> Status:
         """What the registry, the endpoint and its tags say."""
         versions = {version: package["release"] for version, package in self._packages()}
         endpoint = None
-        with _passing(*MISSING):
+        with passing(*MISSING):
             endpoint = self._api.describe_endpoint(EndpointName=self.model)
         if endpoint is None:
             return Status(versions)
@@ -330,7 +216,7 @@ class SageMaker(Jobs):
             failure=endpoint.get("FailureReason") or endpoint["EndpointStatus"] if failed else "",
         )
 
-    @_in_words
+    @in_words
     def delete(self) -> None:
         """Endpoint, configurations, models, packages, group, and everything below the prefix in S3."""
         self.settle()
@@ -342,55 +228,22 @@ class SageMaker(Jobs):
             if ours.fullmatch(name):
                 self._api.delete_endpoint_config(EndpointConfigName=name)
         for version, package in self._packages():
-            with _passing(*MISSING):
+            with passing(*MISSING):
                 self._api.delete_model(ModelName=self._named(version))
             self._api.delete_model_package(ModelPackageName=package["arn"])
-        with _passing(*MISSING):
+        with passing(*MISSING):
             self._api.delete_model_package_group(ModelPackageGroupName=self.model)
         self._clear(self._prefix)
-
-    @functools.cached_property
-    def _s3(self) -> Any:
-        return self._in_client("s3")
 
     @functools.cached_property
     def _runtime(self) -> Any:
         return self._in_client("sagemaker-runtime")
 
-    @functools.cached_property
-    def _bucket(self) -> str:
-        if self._named_bucket:
-            return self._named_bucket
-        name = f"sagemaker-{self._api.meta.region_name}-{self._in_client('sts').get_caller_identity()['Account']}"
-        with suppress(self._s3.exceptions.BucketAlreadyOwnedByYou):
-            region = self._api.meta.region_name
-            where = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
-            self._s3.create_bucket(Bucket=name, **where)
-        return name
-
-    @property
-    def _prefix(self) -> str:
-        return f"twophase/{self.model}/"
-
-    def _folder(self, job: str) -> str:
-        return f"{self._prefix}batch/{job}/"
-
-    def _object(self, key: str) -> bytes:
-        return bytes(self._s3.get_object(Bucket=self._bucket, Key=key)["Body"].read())
-
-    def _clear(self, prefix: str) -> None:
-        for page in self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix):
-            for item in page.get("Contents", []):
-                self._s3.delete_object(Bucket=self._bucket, Key=item["Key"])
-
-    def _named(self, version: str) -> str:
-        return f"{self.model}-v{version}"
-
     def _packages(self) -> list[tuple[str, JSON]]:
         """Version, and ARN and release, oldest first; the release is the first word of the description."""
         pages = self._api.get_paginator("list_model_packages").paginate(ModelPackageGroupName=self.model)
         found: list[tuple[str, JSON]] = []
-        with _passing(*MISSING):
+        with passing(*MISSING):
             for page in pages:
                 for summary in page["ModelPackageSummaryList"]:
                     arn = summary["ModelPackageArn"]
@@ -411,7 +264,7 @@ class SageMaker(Jobs):
     def _change(self, weights: Mapping[str, int], **how: Any) -> None:
         """Have the endpoint run exactly these versions with these weights. Raises `TwoPhaseError` when it does not."""
         before = ""
-        with _passing(*MISSING):
+        with passing(*MISSING):
             before = self._api.describe_endpoint(EndpointName=self.model)["EndpointConfigName"]
         variants = [
             {
@@ -469,7 +322,7 @@ class SageMaker(Jobs):
 
     def _remove_endpoint(self) -> None:
         """Until it is gone: its name is not free before."""
-        with _passing(*MISSING):
+        with passing(*MISSING):
             self._api.delete_endpoint(EndpointName=self.model)
             self._api.get_waiter("endpoint_deleted").wait(
                 EndpointName=self.model, WaiterConfig={"Delay": 5, "MaxAttempts": 240}
