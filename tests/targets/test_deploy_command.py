@@ -101,11 +101,14 @@ def test_options_reach_the_place_that_has_them(twophase: Callable[[str], str]) -
     assert asked("sagemaker", ["role=r"], ("", "eu-west-1", ""), None) == {"role": "r", "region": "eu-west-1"}
 
 
-def test_a_dry_run_starts_nothing(releases: tuple[Path, ...], tmp_path: Path) -> None:
+def test_a_dry_run_and_what_is_no_release_start_nothing(releases: tuple[Path, ...], tmp_path: Path) -> None:
     home = tmp_path / "home"
     line = ["deploy", str(releases[0]), "--dry-run", "--home", str(home)]
     done = CliRunner().invoke(app, line, env={"TWOPHASE_API_ENDPOINT": ""})
     assert "does not run; start it with `twophase local up`" in str(done.exception)
+    line = ["deploy", str(tmp_path), "--home", str(home)]
+    done = CliRunner().invoke(app, line, env={"TWOPHASE_API_ENDPOINT": ""})
+    assert "is no release" in str(done.exception)
     assert not home.exists()
 
 

@@ -32,8 +32,15 @@ Settings = Annotated[
     typer.Option("--set", help="What the place needs to know: NAME=VALUE (repeat it), or TWOPHASE_NAME."),
 ]
 # These are empty where they are not given: only so is it seen that one was given which the place does not have.
-Project = Annotated[str, typer.Option(help="Of vertex, and any name at local. Default: TWOPHASE_PROJECT.")]
-Region = Annotated[str, typer.Option(help="Of vertex and sagemaker, and any at local. Default: TWOPHASE_REGION.")]
+Project = Annotated[
+    str, typer.Option(help="Of vertex, and any name at local. Default: TWOPHASE_PROJECT, or local at local.")
+]
+Region = Annotated[
+    str,
+    typer.Option(
+        help="Of vertex and sagemaker, any at local. Default: TWOPHASE_REGION, or us-central1; AWS's own at sagemaker."
+    ),
+]
 ApiEndpoint = Annotated[
     str,
     typer.Option(
@@ -64,6 +71,9 @@ def deploy(
 
     Run it again after a failure: what is done already is left as it is.
     """
+    from twophase.release.manifest import read
+
+    read(release)  # what is no release is said before a platform is started
     place = place_of(target, model, setting, (project, region, api_endpoint), home, start=not dry_run)
     version = place.deploy(release, percent, mirror, dry_run, lambda words: typer.echo(words, err=True))
     if as_json:
