@@ -327,6 +327,21 @@ def test_jobs_by_name(target: SageMaker, releases: tuple[Path, ...], clips: list
         target.fetch(name, tmp_path / "out.jsonl")
 
 
+def test_answers_of_which_one_is_missing_are_nobody_s(
+    target: SageMaker, releases: tuple[Path, ...], clips: list[Path], tmp_path: Path
+) -> None:
+    target.deploy(releases[0])
+    name, s3 = target.submit([tmp_path / "missing.wav", *clips]), boto3.client("s3")
+    of = {"Bucket": "sagemaker-eu-west-1-123456789012", "Key": f"twophase/pair/batch/{name}/out/in.jsonl.out"}
+    lines = s3.get_object(**of)["Body"].read().splitlines(keepends=True)
+    s3.put_object(**of, Body=b"".join(lines[:5] + lines[6:]))
+    with pytest.raises(TwoPhaseError, match=rf"{name}: .*in\.jsonl\.out has 11 answers to 12 clips"):
+        target.fetch(name, tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
+    s3.put_object(**of, Body=b"\n".join(lines))  # with empty lines, as an answer's own end and SageMaker's make them
+    assert target.fetch(name, tmp_path / "out.jsonl") == 1
+
+
 def test_an_endpoint_of_others_is_left_alone(target: SageMaker, releases: tuple[Path, ...]) -> None:
     client = boto3.client("sagemaker")
     client.create_model(ModelName="theirs", ExecutionRoleArn=ROLE, PrimaryContainer={"Image": "x"})

@@ -6,8 +6,8 @@
     compute twophase-batch          a cluster that scales to nothing while there are no jobs; all models share it
     workspaceblobstore, twophase/NAME/batch/NAME-<12 hex>/    a job's folder: clips.jsonl, in/*.jsonl, out/*.jsonl
 
-The instances go in files of a hundred lines, which the cluster answers side by side; sorted by name the answers are in
-order again.
+The instances go in files of a hundred lines, which the cluster answers side by side into files of the same names, line
+by line. An answer belongs to a clip by its place, so none are handed out where one is missing.
 """
 
 import functools
@@ -65,7 +65,7 @@ class AzureMLJobs(Jobs):
                 part = b"".join(itertools.islice(lines, _LINES))
                 if not part:
                     break
-                self._blobs.upload_blob(f"{self._folder(name)}in/{number:06}.jsonl", part, overwrite=True)
+                self._blobs.upload_blob(f"{self._folder(name)}in/{_part(number)}", part, overwrite=True)
         paths = f"azureml://datastores/{STORE}/paths/{self._folder(name)}"
         job = self._ml.batch_endpoints.invoke(
             self._batch_endpoint,
@@ -102,10 +102,20 @@ class AzureMLJobs(Jobs):
 
     @in_words
     def answers(self, name: str) -> Iterator[JSON]:
-        """The lines of all its files, in order of their names."""
-        names = sorted(self._blobs.list_blob_names(name_starts_with=f"{self._folder(name)}out/"))
-        parts = [self._blobs.download_blob(part).readall() for part in names if part.endswith(".jsonl")]
-        return (orjson.loads(line) for part in parts for line in part.splitlines())
+        """The lines of all its files, in order of their names; `TwoPhaseError` where one has not a line an instance."""
+        asked = sum("error" not in orjson.loads(line) for line in self.told(name).splitlines())
+        out, found = f"{self._folder(name)}out/", list[bytes]()
+        there = set(self._blobs.list_blob_names(name_starts_with=out))
+        for number, first in enumerate(range(0, asked, _LINES)):
+            part, wanted = f"{out}{_part(number)}", min(_LINES, asked - first)
+            lines = self._blobs.download_blob(part).readall().splitlines() if part in there else []
+            if len(lines) != wanted:
+                raise TwoPhaseError(
+                    f"{name}: {part} has {len(lines)} answers to {wanted} clips, so whose they are is not known; "
+                    "submit the clips again"
+                )
+            found += lines
+        return map(orjson.loads, found)
 
     @in_words
     def forget(self, name: str) -> None:
@@ -198,6 +208,11 @@ class AzureMLJobs(Jobs):
             store.container_name,
             credential=secret or getattr(store.credentials, "sas_token", None) or self._credential,
         )
+
+
+def _part(number: int) -> str:
+    """The file of a job's instances, or of the answers to them, by its number."""
+    return f"{number:06}.jsonl"
 
 
 def deployment(version: str) -> str:

@@ -2,7 +2,8 @@
 
     s3://BUCKET/twophase/NAME/batch/NAME-<12 hex>/    a job's folder: clips.jsonl, in.jsonl, out/in.jsonl.out
 
-There is a line of answers for each line of instances, in their order.
+There is a line of answers for each line of instances, in their order. An answer belongs to a clip by its place, so none
+are handed out where one is missing.
 """
 
 import functools
@@ -13,6 +14,7 @@ from typing import Any
 
 import orjson
 
+from twophase.errors import TwoPhaseError
 from twophase.files import JSON
 from twophase.targets.jobs import CANCELLED, CLIPS, FAILED, INSTANCES, RUNNING, SUCCEEDED, Job, Jobs
 from twophase.targets.sagemaker_errors import MISSING, in_words, passing
@@ -77,9 +79,16 @@ class SageMakerJobs(Jobs):
 
     @in_words
     def answers(self, name: str) -> Iterator[JSON]:
-        """One file of results for the one file of input, in its order."""
-        lines = self._object(f"{self._folder(name)}out/{INSTANCES}.out").splitlines()
-        return (orjson.loads(line) for line in lines if line)
+        """One file of results for the one file of input; `TwoPhaseError` where it has not a line an instance."""
+        asked = sum("error" not in orjson.loads(line) for line in self.told(name).splitlines())
+        file = f"{self._folder(name)}out/{INSTANCES}.out"
+        lines = list(filter(None, self._object(file).splitlines()))  # SageMaker ends lines that end already
+        if len(lines) != asked:
+            raise TwoPhaseError(
+                f"{name}: {file} has {len(lines)} answers to {asked} clips, so whose they are is not known; submit the "
+                "clips again"
+            )
+        return map(orjson.loads, lines)
 
     @in_words
     def forget(self, name: str) -> None:
