@@ -104,15 +104,15 @@ class AzureMLJobs(Jobs):
     def answers(self, name: str) -> Iterator[JSON]:
         """The lines of all its files, in order of their names; `TwoPhaseError` where one has not a line an instance."""
         asked = sum("error" not in orjson.loads(line) for line in self.told(name).splitlines())
-        out, found = f"{self._folder(name)}out/", list[bytes]()
-        there = set(self._blobs.list_blob_names(name_starts_with=out))
+        found, out = list[bytes](), self._blobs.list_blob_names(name_starts_with=f"{self._folder(name)}out/")
+        blobs = {blob.rpartition("/")[2]: blob for blob in out}  # at any depth: the driver decides on that
         for number, first in enumerate(range(0, asked, _LINES)):
-            part, wanted = f"{out}{_part(number)}", min(_LINES, asked - first)
-            lines = self._blobs.download_blob(part).readall().splitlines() if part in there else []
+            part, wanted = _part(number), min(_LINES, asked - first)
+            lines = self._blobs.download_blob(blobs[part]).readall().splitlines() if part in blobs else []
             if len(lines) != wanted:
                 raise TwoPhaseError(
-                    f"{name}: {part} has {len(lines)} answers to {wanted} clips, so whose they are is not known; "
-                    "submit the clips again"
+                    f"{name}: its file out/{part} has {len(lines)} answers to {wanted} clips, so whose they are is not "
+                    "known; submit the clips again"
                 )
             found += lines
         return map(orjson.loads, found)
