@@ -120,6 +120,13 @@ def _aside(path: Path) -> Path:
     return path.with_name(f".tmp-{machine}.{os.getpid()}-{path.name}")
 
 
+def private(folder: Path) -> None:
+    """Make a folder that nobody but its owner enters; one that is there becomes so."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with suppress(PermissionError):  # somebody else's, or on a disk that keeps no modes
+        folder.chmod(0o700)
+
+
 def sync(directory: Path) -> None:
     """Make a directory's entries durable."""
     handle = os.open(directory, os.O_RDONLY)

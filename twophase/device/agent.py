@@ -36,13 +36,13 @@ from twophase.device.clip import Heard, utc
 from twophase.device.clock import Clock
 from twophase.device.config import Config
 from twophase.device.gates import LoadedGate
-from twophase.device.identity import SCHEME, Identity, private
+from twophase.device.identity import SCHEME, Identity
 from twophase.device.listener import Detection, Listener
 from twophase.device.sources import stream
 from twophase.device.spool import opened
 from twophase.device.updates import Outcome
 from twophase.errors import TwoPhaseError
-from twophase.files import JSON
+from twophase.files import JSON, private
 
 if TYPE_CHECKING:
     from twophase.device.client import Client

@@ -10,13 +10,12 @@ same command again ends what was begun.
 import os
 import stat
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
 from twophase.errors import TwoPhaseError
-from twophase.files import read_json, write_json
+from twophase.files import private, read_json, write_json
 
 SCHEME = "direct+"
 """Before the address of a gateway, says that it is an endpoint's: direct.py, for development."""
@@ -66,13 +65,6 @@ class Identity:
     def secret(self) -> bytes:
         """The private key, 32 bytes."""
         return urlsafe_b64decode(self.private_key + "==")
-
-
-def private(state: Path) -> None:
-    """Make a device's folder, which nobody but its owner enters; one that is there becomes so."""
-    state.mkdir(mode=stat.S_IRWXU, parents=True, exist_ok=True)
-    with suppress(PermissionError):  # somebody else's, or on a disk that keeps no modes
-        state.chmod(stat.S_IRWXU)
 
 
 def _text(data: bytes) -> str:

@@ -72,10 +72,7 @@ class Intake:
 
     def __init__(self, home: Path, store: Store, quota: Quota) -> None:
         self._clips, self._store, self._quota = home / "clips", store, quota
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with suppress(PermissionError):  # somebody else's, or on a disk that keeps no modes
-            home.chmod(0o700)
-        self._clips.mkdir(exist_ok=True)
+        self._clips.mkdir(parents=True, exist_ok=True)
         self._uploads: dict[tuple[str, int], object] = {}
 
     def path(self, device: str, sequence: int) -> Path:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from twophase.errors import TwoPhaseError, UsageError
-from twophase.files import disk_error, locked
+from twophase.files import disk_error, locked, private
 from twophase.gateway.advice import give
 from twophase.gateway.classifier import Classifier
 from twophase.gateway.intake import Quota
@@ -46,7 +46,7 @@ class Address:
 
 def open_store(home: Path, database: str = "") -> Store:
     """The database of a home, made when it is not there."""
-    home.mkdir(parents=True, exist_ok=True)
+    private(home)
     return Store(database or home / "gateway.sqlite")
 
 

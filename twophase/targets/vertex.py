@@ -19,7 +19,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from twophase.errors import TwoPhaseError
+from twophase.errors import TwoPhaseError, UsageError
 from twophase.files import new_directory
 from twophase.release.golden import GOLDEN, PROBABILITY_TOLERANCE
 from twophase.release.manifest import NONE, read, verify
@@ -62,7 +62,10 @@ class Registry:
         self._project, self._region = project, region
         self._credentials = AnonymousCredentials() if local else None
         how = {"api_transport": "rest", "credentials": self._credentials} if local else {}
-        aiplatform.init(project=project, location=region, api_endpoint=api_endpoint or None, **how)
+        try:
+            aiplatform.init(project=project, location=region, api_endpoint=api_endpoint or None, **how)
+        except ValueError:
+            raise UsageError(f"--region {region}: the SDK knows none of that name; us-central1 is one") from None
         self._sdk = aiplatform
         self.address = api_endpoint or f"{region}-aiplatform.googleapis.com"
 
