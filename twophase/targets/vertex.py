@@ -141,7 +141,7 @@ class Registry:
                 raise
         previous = before(history(endpoint.labels), chosen.version_id)
         for old in endpoint.list_models():  # a version may be there twice, by a step that was cut off and run again
-            if old.id != new and (old.model_version_id == chosen.version_id or old.model_version_id != previous):
+            if old.id != new and old.model_version_id != previous:
                 endpoint.undeploy(old.id)
         chosen.versioning_registry.add_version_aliases(["default"], chosen.version_id)
         return str(endpoint.resource_name)
