@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from twophase import progress
-from twophase.files import locked, refuse_locked
+from twophase.files import locked
 
 HELD = "TWOPHASE_HELD"
 """Environment variable: the workdir that this step's run holds for it."""
@@ -83,10 +83,3 @@ def _while_read() -> Iterator[None]:
         os.eventfd_write(over, 1)
         watcher.join()
         os.close(over)
-
-
-@contextmanager
-def shared(workdir: Path) -> Iterator[None]:
-    """Raise `TwoPhaseError` where a run holds the workdir."""
-    refuse_locked(workdir, "this workdir")
-    yield

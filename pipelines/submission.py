@@ -13,12 +13,11 @@ from typing import Any
 
 import yaml
 
-from components.step import shared
 from pipelines.compile import compile_spec, read_spec
 from pipelines.places import USUAL, Machines, vertex
 from twophase.audio import sources
 from twophase.errors import UsageError
-from twophase.files import digest_of
+from twophase.files import digest_of, refuse_locked
 from twophase.local.pipeline import checked
 from twophase.targets.vertex import SERVER_IMAGE
 
@@ -81,9 +80,7 @@ def for_machine(arguments: dict[str, Any], workdir: Path, project: str, region: 
 
     Raises `TwoPhaseError` while a `twophase run` is at the workdir; for runs of its own the platform waits.
     """
-    if workdir.is_dir():
-        with shared(workdir):  # its first step would be refused
-            pass
+    refuse_locked(workdir, "this workdir")  # by which the run's first step would be refused
     place = {"workdir": str(workdir), "project": project, "region": region, "api_endpoint": api_endpoint}
     given = {**_with_digest(arguments), **place}
     return Submission(read_spec("two_phase.local"), new_id(), given, labels=_labels(given))
