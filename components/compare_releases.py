@@ -23,7 +23,7 @@ def compare_releases(
     from pathlib import Path
 
     from components.step import step
-    from twophase.targets.vertex import Registry
+    from twophase.targets.vertex_sdk import Registry
     from twophase.training.compare import against_champion
     from twophase.training.judge import Judgement
 

@@ -14,7 +14,7 @@ def deploy_version(
     from pathlib import Path
 
     from components.step import step
-    from twophase.targets.vertex import Registry
+    from twophase.targets.vertex_sdk import Registry
 
     with step("deploy the version") as say:
         endpoint = Registry(project, region, api_endpoint).deploy(Path(release.path), version, model)
@@ -35,7 +35,7 @@ def promote_version(
     from pathlib import Path
 
     from components.step import step
-    from twophase.targets.vertex import Registry
+    from twophase.targets.vertex_sdk import Registry
 
     with step("promote the version") as say:
         name = version.metadata["resourceName"]

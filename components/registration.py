@@ -11,7 +11,7 @@ def register_version(release: Input[Model], project: str, region: str, api_endpo
     from pathlib import Path
 
     from components.step import step
-    from twophase.targets.vertex import Registry
+    from twophase.targets.vertex_sdk import Registry
 
     with step("register the version") as say:
         version = Registry(project, region, api_endpoint).register(Path(release.path), model)

@@ -13,7 +13,7 @@ def put_back(project: str, region: str, api_endpoint: str, model: str) -> Iterat
 
     from twophase.targets.google_errors import in_words
     from twophase.targets.traffic import history
-    from twophase.targets.vertex import Registry
+    from twophase.targets.vertex_sdk import Registry
 
     registry = Registry(project, region, api_endpoint)  # points the SDK at the address
     with in_words(registry.address):

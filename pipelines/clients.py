@@ -25,7 +25,7 @@ class Vertex:
 
     def __init__(self, project: str, region: str, api_endpoint: str = "") -> None:
         """`api_endpoint` is an address such as `http://127.0.0.1:8470`, or empty for Google's own."""
-        from twophase.targets.vertex import Registry
+        from twophase.targets.vertex_sdk import Registry
 
         Registry(project, region, api_endpoint)  # points the SDK at the address
         from google.cloud import aiplatform

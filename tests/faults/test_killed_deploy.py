@@ -23,8 +23,8 @@ from tests.targets.sagemaker_server import sagemaker
 from twophase.errors import TwoPhaseError
 from twophase.local import process
 from twophase.release.manifest import read
-from twophase.targets.local import VertexAI
 from twophase.targets.sagemaker import SageMaker
+from twophase.targets.vertex import VertexAI
 
 SEEDS = int(os.environ.get("SEEDS", "2"))
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(7200)]

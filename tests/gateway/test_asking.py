@@ -23,8 +23,8 @@ from twophase.gateway.asking import Asking
 from twophase.gateway.classifier import Away, Classifier, TargetClassifier
 from twophase.gateway.server import open_store
 from twophase.gateway.store import Store, clip, job
-from twophase.targets.local import VertexAI
 from twophase.targets.target import Target
+from twophase.targets.vertex import VertexAI
 
 
 def flac(pitch: int) -> bytes:

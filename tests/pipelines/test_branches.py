@@ -29,7 +29,7 @@ from twophase.local.process import Address
 from twophase.release import heard, manifest
 from twophase.release.manifest import NONE
 from twophase.targets.rest import Vertex
-from twophase.targets.vertex import Registry
+from twophase.targets.vertex_sdk import Registry
 from twophase.training import answers
 from twophase.training.answers import Answers
 

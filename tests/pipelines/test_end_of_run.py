@@ -11,7 +11,7 @@ from tests.serving.standin import make
 from twophase.local.process import Address
 from twophase.targets.rest import Vertex
 from twophase.targets.traffic import MACHINE, Traffic
-from twophase.targets.vertex import Registry
+from twophase.targets.vertex_sdk import Registry
 
 PLACE = ("local", "us-central1")
 

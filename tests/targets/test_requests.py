@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from twophase.errors import TwoPhaseError
-from twophase.targets.local import VertexAI
 from twophase.targets.requests import ClipRefused, Limits, body, refusal, requests, sent
 from twophase.targets.sagemaker import SageMaker
+from twophase.targets.vertex import VertexAI
 
 SMALL = Limits("a small place", 60_000, 60)
 

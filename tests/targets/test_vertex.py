@@ -1,130 +1,122 @@
-"""Going live and not going live, by the official SDK against the platform on this machine."""
+"""A release's life on Vertex AI: its API on this machine, in a process of its own."""
 
 import json
-import shutil
-from dataclasses import replace
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
-import numpy as np
 import pytest
 
+from tests.targets.answers import asks, expected
+from twophase.errors import TwoPhaseError
 from twophase.local import process
-from twophase.release import golden, manifest
 from twophase.targets.rest import Vertex
-from twophase.targets.traffic import CANARY_PERCENT, Traffic
-from twophase.targets.vertex import Registry, SmokeTestFailed
-from twophase.training.compare import against_champion
-from twophase.training.judge import Judgement
-
-PLACE = ("local", "us-central1")
+from twophase.targets.vertex import VertexAI
 
 
 @pytest.fixture
-def address(tmp_path: Path):
+def target(tmp_path: Path) -> Iterator[VertexAI]:
     home = tmp_path / "home"
-    yield process.up(home, 0).url
+    yield VertexAI("pair", "local", "us-central1", process.up(home, 0).url)
     process.down(home)
 
 
-def another(release: Path, folder: Path, threshold: float) -> Path:
-    """A release of the same models with another threshold, so of another id."""
-    found = manifest.read(release)
-    name = manifest.release_id(found.labels, found.computes, threshold)
-    copy = Path(shutil.copytree(release, folder / name))
-    path = copy / "assets.extra/release.json"
-    value = json.loads(path.read_text())
-    value["id"], value["operating_point"]["threshold"] = name, threshold
-    path.write_text(json.dumps(value))
-    return copy
+def test_a_whole_life(target: VertexAI, releases: tuple[Path, ...], clips: list[Path], tmp_path: Path) -> None:
+    first, second, third = releases
+    assert target.deploy(first) == "1"
+    assert target.status().shares == {"1": 100}
+    assert target.predict(clips) == expected(first, clips)
+
+    assert target.deploy(second, percent=10) == "2"
+    assert target.status().shares == {"1": 90, "2": 10}
+    target.promote("2")
+    assert target.status().alone == "2"
+    assert target.predict(clips) == expected(second, clips)
+    assert target.rollback() == "1"
+    assert target.predict(clips) == expected(first, clips)
+
+    results, broken = tmp_path / "results.jsonl", tmp_path / "broken.wav"
+    broken.write_bytes(b"no sound")
+    assert target.batch([*clips[:3], broken, *clips[3:]], results) == 1
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert lines.pop(3)["error"]
+    assert [line.pop("clip") for line in lines] == [str(clip) for clip in clips]
+    assert lines == expected(first, clips)
+
+    assert target.deploy(third) == "3"
+    assert target.status().alone == "3"
+    target.delete()
+    target.delete()
+    found = target.status()
+    assert (found.versions, found.shares) == ({}, {})
 
 
-def traffic(address: str, model: str = "m") -> dict[str, int]:
-    """Share of the traffic by release id."""
-    endpoint = Vertex(*PLACE, address).endpoint(model)
-    split = endpoint.get("trafficSplit", {})
-    return {d["displayName"]: split.get(d["id"], 0) for d in endpoint["deployedModels"]}
-
-
-def test_two_versions_go_live_one_after_the_other(tiny_release: Path, address: str, tmp_path: Path) -> None:
-    registry = Registry(*PLACE, address)
-    assert registry.champion("m", tmp_path / "releases") is None
-    first = registry.register(tiny_release, "m")
-    assert registry.champion("m", tmp_path / "releases") is None, "registered is not live"
-    registry.deploy(tiny_release, first, "m")
-    assert traffic(address) == {tiny_release.name: 100}
-    fetched = registry.champion("m", tmp_path / "releases")
-    assert fetched == tmp_path / "releases" / tiny_release.name
-    assert manifest.verify(fetched).id == tiny_release.name
-    second = another(tiny_release, tmp_path, 0.123)
-    version = registry.register(second, "m")
-    assert version.endswith("@2")
-    assert registry.register(second, "m") == version, "a release is registered once"
-    registry.deploy(second, version, "m")
-    assert traffic(address) == {tiny_release.name: 0, second.name: 100}, "the one before is ready for a rollback"
-    assert "default" in Vertex(*PLACE, address).model("m")["versionAliases"]
-    registry.deploy(second, version, "m")  # again: nothing to do
-    assert traffic(address) == {tiny_release.name: 0, second.name: 100}
-    pair = Traffic(Vertex(*PLACE, address), "m")
-    assert [entry.alone for entry in pair.history()] == ["1", "2"]
-    assert pair.rollback() == "1"
-    assert registry.champion("m", tmp_path / "releases") == tmp_path / "releases" / tiny_release.name
-
-
-def test_a_version_that_answers_wrongly_does_not_go_live(tiny_release: Path, address: str, tmp_path: Path) -> None:
-    registry = Registry(*PLACE, address)
-    registry.deploy(tiny_release, registry.register(tiny_release, "m"), "m")
-    other = another(tiny_release, tmp_path, 0.5)
-    version = registry.register(other, "m")
-    with np.load(other / golden.GOLDEN) as file:
-        arrays = dict(file)
-    arrays["classifier"] = arrays["classifier"][:, ::-1]  # what the exporter expects is not what the endpoint says
-    np.savez_compressed(other / golden.GOLDEN, **arrays)
-    with pytest.raises(SmokeTestFailed, match="kept its traffic"):
-        registry.deploy(other, version, "m")
-    assert traffic(address) == {tiny_release.name: 100}
-
-
-def test_a_deployment_that_was_cut_off_is_finished_by_the_next(
-    tiny_release: Path, address: str, tmp_path: Path
+def test_a_version_that_answers_wrongly_gets_no_traffic(
+    target: VertexAI, releases: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process died after the canary was deployed: it has a tenth of the traffic, and nobody tried it."""
-    from google.cloud import aiplatform
-
-    registry = Registry(*PLACE, address)
-    registry.deploy(tiny_release, registry.register(tiny_release, "m"), "m")
-    second = another(tiny_release, tmp_path, 0.5)
-    version = registry.register(second, "m")
-    aiplatform.Endpoint.list(filter='display_name="m"')[0].deploy(
-        aiplatform.Model(version), deployed_model_display_name=second.name, traffic_percentage=CANARY_PERCENT
-    )
-    assert traffic(address) == {tiny_release.name: 90, second.name: 10}
-    assert registry.champion("m", tmp_path / "releases").name == tiny_release.name
-    registry.deploy(second, version, "m")
-    assert traffic(address) == {tiny_release.name: 0, second.name: 100}
+    target.deploy(releases[0])
+    asked = VertexAI.ask
+    monkeypatch.setattr(VertexAI, "ask", lambda self, sounds, version="": asked(self, sounds, "1"))
+    with pytest.raises(TwoPhaseError, match="does not answer as"):
+        target.deploy(releases[1])
+    assert target.status().shares == {"1": 100}
 
 
-def test_a_version_that_was_deployed_twice_is_taken_away_once(tiny_release: Path, address: str, tmp_path: Path) -> None:
-    from google.cloud import aiplatform
-
-    registry = Registry(*PLACE, address)
-    version = registry.register(tiny_release, "m")
-    registry.deploy(tiny_release, version, "m")
-    endpoint = aiplatform.Endpoint.list(filter='display_name="m"')[0]
-    endpoint.deploy(aiplatform.Model(version), deployed_model_display_name="the double", traffic_percentage=0)
-    assert traffic(address) == {tiny_release.name: 100, "the double": 0}
-    registry.deploy(tiny_release, version, "m")
-    assert traffic(address) == {tiny_release.name: 100}
+def test_a_kill_anywhere_is_finished_by_the_next(target: VertexAI, releases: tuple[Path, ...]) -> None:
+    target.deploy(releases[0])
+    target.attach(target.register(releases[1]))
+    assert target.status().shares == {"1": 100, "2": 0}
+    target.shift({"1": 90, "2": 10})
+    assert target.deploy(releases[1]) == "2"
+    assert target.status().alone == "2"
+    endpoint = Vertex("local", "us-central1", target._vertex.address).endpoint("pair")
+    assert len(endpoint["deployedModels"]) == 2, "the one before stays for a rollback"
 
 
-def test_the_verdict_is_on_clips_that_the_champion_has_not_heard(tiny_pair, tiny_release: Path, tmp_path: Path) -> None:
-    judged = Judgement.read(next((tiny_pair.workdir / "evaluations").iterdir()))
-    challenger = another(tiny_release, tmp_path, judged.point.threshold + 1)
-    assert against_champion(judged, challenger, None).name == "better"
-    assert against_champion(judged, tiny_release, tiny_release).name == "not shown"
-    assert against_champion(judged, challenger, tiny_release).name == "not shown"
-    heard = tiny_release / "assets.extra/heard.csv"
-    copy = Path(shutil.copytree(tiny_release, tmp_path / "copy"))
-    lines = heard.read_text() + "".join(f"{c.sha256[:16]},x,train\n" for c in judged.test.clips)
-    (copy / "assets.extra/heard.csv").write_text(lines)
-    manifest.write(copy, replace(manifest.read(copy), digests=manifest.files_of(copy)))
-    assert "has heard every test clip" in against_champion(judged, challenger, copy).words
+def test_a_first_release_that_answers_wrongly_leaves_no_endpoint(
+    target: VertexAI, releases: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(VertexAI, "ask", lambda self, sounds, version="": [])
+        with pytest.raises(TwoPhaseError, match="does not answer as"):
+            target.deploy(releases[0])
+    assert (target.status().shares, set(target.status().versions)) == ({}, {"1"})
+    assert target.deploy(releases[0]) == "1", "and the next attempt finds its way clear"
+    assert target.status().shares == {"1": 100}
+
+
+class _Changing(BaseHTTPRequestHandler):
+    """An endpoint whose operation is under way when it is asked for the first time."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path.partition("?")[0])
+        name = "projects/p/locations/r/endpoints/1"
+        operations = [{"name": f"{name}/operations/2", **({"done": True} if len(self.asked) > 2 else {})}]
+        found = {"operations": operations} if "/operations" in self.path else {"endpoints": [{"name": name}]}
+        body = json.dumps(found).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_change_that_still_runs_is_waited_for() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Changing) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        VertexAI("pair", "p", "r", f"http://127.0.0.1:{server.server_port}").settle()
+        server.shutdown()
+        thread.join()
+    endpoints = "/v1/projects/p/locations/r/endpoints"
+    assert _Changing.asked == [endpoints, f"{endpoints}/1/operations", f"{endpoints}/1/operations"]
+
+
+def test_a_gateway_asks_it(target: VertexAI, releases: tuple[Path, ...], clips: list[Path], tmp_path: Path) -> None:
+    asks(target, releases[0], clips, tmp_path)

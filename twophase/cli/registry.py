@@ -249,7 +249,7 @@ def endpoints_traffic(
 def _upload(vertex: "Vertex", project: str, region: str, model: str, folder: Path, parent: str = "") -> Any:
     if vertex.address.startswith("http://"):
         return vertex.upload(model, folder, parent)
-    from twophase.targets.vertex import Registry  # Google's cloud reads buckets: the SDK stages the folder in one
+    from twophase.targets.vertex_sdk import Registry  # Google's cloud reads buckets: the SDK stages the folder in one
 
     return vertex.get(Registry(project, region, "").register(folder, model))
 

@@ -6,7 +6,7 @@ from typing import Any
 from twophase.errors import TwoPhaseError
 from twophase.targets.google_errors import in_words
 from twophase.targets.traffic import MACHINE
-from twophase.targets.vertex import Registry
+from twophase.targets.vertex_sdk import Registry
 
 
 @dataclass(frozen=True)

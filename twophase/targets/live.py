@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from twophase.targets.google_errors import in_words
 from twophase.targets.traffic import CANARY_PERCENT
-from twophase.targets.vertex import Registry
+from twophase.targets.vertex_sdk import Registry
 
 
 @dataclass(frozen=True)

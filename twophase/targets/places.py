@@ -63,7 +63,7 @@ def _option(setting: str) -> str:
 
 
 def _vertex(model: str, settings: Mapping[str, str]) -> Target:
-    from twophase.targets.local import VertexAI
+    from twophase.targets.vertex import VertexAI
 
     return VertexAI(model, **settings)
 

@@ -97,7 +97,7 @@ class Vertex:
     def upload(self, display_name: str, folder: Path, parent: str = "") -> JSON:
         """Have the platform on this machine copy a model folder in: as a new model, or as a version of `parent`.
 
-        The version as it is then. Google's cloud reads buckets only: `twophase.targets.vertex` stages folders there.
+        The version as it is then. Google's cloud reads buckets only: `vertex_sdk.py` stages folders there.
         """
         model: dict[str, Any] = {"displayName": display_name, "artifactUri": str(folder.absolute())}
         if (folder / EXTRA / "release.json").is_file():

@@ -1,236 +1,282 @@
-"""Releases on Vertex AI, through the official SDK; the same against Google's cloud and the platform on this machine.
+"""Releases on Vertex AI, in Google's cloud or on this machine: one API at two addresses, so one target.
 
-A model of the registry holds every version of one pair; the version's label `release` names what it is. One endpoint of
-the same name serves it. Going live is: deploy beside the live version with a small share of the traffic, replay the
-golden windows through the endpoint until the newcomer has answered, then move all traffic to it and the alias
-`default` with it; the version before stays deployed, for a rollback (`twophase.targets.traffic`). Where the newcomer
-answers wrongly it is undeployed and the live version keeps what it had.
+    model NAME                  its versions are the releases, told apart by the label `release`
+    endpoint NAME               traffic and history, as `twophase.targets.traffic` moves them
+    gs://PROJECT-twophase-staging/batch/NAME-<12 hex>/   a batch job's folder (`twophase.targets.jobs`)
 
-An endpoint on a plain http address is the local platform: it takes no credentials and speaks REST.
+An endpoint of Vertex AI cannot be asked for one of its versions. So a newcomer gets a small share before its golden
+windows are replayed, and is asked until it has answered.
 """
 
-import base64
 import functools
-import os
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
+from urllib.parse import quote
 
-import numpy as np
+import httpx
+import orjson
 
 from twophase.errors import TwoPhaseError, UsageError
-from twophase.files import new_directory
-from twophase.release.golden import GOLDEN, PROBABILITY_TOLERANCE
-from twophase.release.manifest import NONE, read, verify
-from twophase.targets.google_errors import in_words
-from twophase.targets.requests import wav
-from twophase.targets.target import SERVER_IMAGE
-from twophase.targets.traffic import CANARY_PERCENT, MACHINE, TRIES, before, history, recorded
+from twophase.files import JSON
+from twophase.release.manifest import read
+from twophase.targets.jobs import CANCELLED, CLIPS, FAILED, INSTANCES, NO_ANSWER, RUNNING, SUCCEEDED, Job, Jobs
+from twophase.targets.requests import body
+from twophase.targets.rest import LIMITS, Vertex
+from twophase.targets.target import SERVER_IMAGE, Status
+from twophase.targets.traffic import CANARY_PERCENT, MACHINE, TRIES, Traffic, history
 
-_ENOUGH = 3
-
-_Method = TypeVar("_Method", bound=Callable[..., Any])
+_STATES = {"SUCCEEDED": SUCCEEDED, "FAILED": FAILED, "EXPIRED": FAILED, "CANCELLED": CANCELLED}
 
 
-class SmokeTestFailed(TwoPhaseError):
-    """The deployed version does not answer as the release did when it was exported; traffic was left as it was."""
+class VertexAI(Jobs):
+    """One name in one project and region."""
 
+    limits = LIMITS
+    names = r".{1,128}"
 
-def _in_words(method: _Method) -> _Method:
-    """Say what the SDK raises as everything here does that asks Google."""
+    def __init__(self, model: str, project: str, region: str, api_endpoint: str, image: str = SERVER_IMAGE) -> None:
+        """`api_endpoint` is the address of the platform on this machine, or empty for Google's cloud.
 
-    @functools.wraps(method)
-    def spoken(self: "Registry", *args: Any, **kwargs: Any) -> Any:
-        with in_words(self.address):
-            return method(self, *args, **kwargs)
-
-    return cast(_Method, spoken)
-
-
-class Registry:
-    """The models and endpoints of one project and region."""
-
-    def __init__(self, project: str, region: str, api_endpoint: str) -> None:
-        """`api_endpoint` is an address such as `http://127.0.0.1:8470`, or empty for Google's own."""
-        from google.auth.credentials import AnonymousCredentials
-        from google.cloud import aiplatform
-
-        local = api_endpoint.startswith("http://")
-        if local:  # the SDK stages a local folder in a bucket first: the platform's own
-            os.environ["STORAGE_EMULATOR_HOST"] = api_endpoint
-        self._project, self._region = project, region
-        self._credentials = AnonymousCredentials() if local else None
-        how = {"api_transport": "rest", "credentials": self._credentials} if local else {}
-        try:
-            aiplatform.init(project=project, location=region, api_endpoint=api_endpoint or None, **how)
-        except ValueError:
-            raise UsageError(f"--region {region}: the SDK knows none of that name; us-central1 is one") from None
-        self._sdk = aiplatform
-        self.address = api_endpoint or f"{region}-aiplatform.googleapis.com"
-
-    @_in_words
-    def champion(self, model: str, releases: Path) -> Path | None:
-        """The folder of the release that has the endpoint's traffic, fetched into `releases`; None where none has."""
-        endpoint = self._endpoint(model)
-        live = max((endpoint.traffic_split or {}).items(), key=lambda item: item[1], default=None) if endpoint else None
-        if endpoint is None or live is None or not live[1]:
-            return None
-        deployed = next(d for d in endpoint.list_models() if d.id == live[0])
-        found = self._sdk.Model(f"{deployed.model}@{deployed.model_version_id}")
-        folder = releases / str(found.labels.get("release", "not-named"))
-        if not folder.is_dir():
-            self._fetch(found, folder)
-        return folder
-
-    @_in_words
-    def register(self, release: Path, model: str, image: str = SERVER_IMAGE) -> str:
-        """Upload a release as the next version of `model`; return `projects/.../models/ID@VERSION`.
-
-        `image` is the server's, where Vertex AI can pull it; the platform on this machine needs none. A release that is
-        a version already is not uploaded again.
+        `image` is the server image in Artifact Registry; the platform on this machine needs none.
         """
-        manifest = read(release)
-        parent = self._model(model)
-        if parent is not None:
-            for version in parent.versioning_registry.list_versions():
-                known = self._sdk.Model(f"{parent.resource_name}@{version.version_id}")
-                if known.labels.get("release") == manifest.id:
-                    return str(known.versioned_resource_name)
-        self._stage()
-        uploaded = self._sdk.Model.upload(
-            display_name=model,
-            artifact_uri=str(release),
-            serving_container_image_uri=image,
-            serving_container_predict_route="/predict",
-            serving_container_health_route="/health",
-            serving_container_ports=[8080],
-            parent_model=parent.resource_name if parent else None,
-            is_default_version=parent is None,
-            labels={"release": manifest.id, "front_end": manifest.fingerprint},
-            version_description=f"{manifest.id}, {len(manifest.labels)} labels",
-        )
-        return str(uploaded.versioned_resource_name)
+        super().__init__(model)
+        self._place, self._image = (project, region, api_endpoint), image
+        self._vertex = Vertex(*self._place)
+        self._bucket_name = f"{project}-twophase-staging"
 
-    @_in_words
-    def deploy(self, release: Path, version: str, model: str) -> str:
-        """Make a registered version live and return the endpoint's resource name. Raises `SmokeTestFailed`."""
-        chosen = self._sdk.Model(version)
-        endpoint = self._endpoint(model) or self._sdk.Endpoint.create(display_name=model)
-        self._settle(endpoint)
-        new = self._deployed(endpoint, chosen)
-        # What is at 100 % is live; a smaller share is a canary that an interrupted deployment left behind.
-        if new is None or endpoint.traffic_split.get(new) != 100:
+    def version_of(self, release_id: str) -> str | None:
+        """The version that carries the release as its label."""
+        return next((version for version, release in self._versions().items() if release == release_id), None)
+
+    def front_end_of(self, version: str) -> str:
+        """As the version's label has it."""
+        found = self._vertex.version(self._vertex.model(self.model)["name"].partition("@")[0], version)
+        return str(found.get("labels", {}).get("front_end", ""))
+
+    def register(self, release: Path) -> str:
+        """Upload a version: the platform copies the folder in, Google's cloud is sent it through a bucket."""
+        if not self._vertex.local:
+            from twophase.targets.vertex_sdk import Registry
+
             try:
-                if new is None:
-                    endpoint.deploy(
-                        chosen,
-                        deployed_model_display_name=read(release).id,
-                        traffic_percentage=CANARY_PERCENT if endpoint.traffic_split else 100,
-                        machine_type=MACHINE,
-                        min_replica_count=1,
-                    )
-                    new = self._deployed(endpoint, chosen)
-                self._smoke(endpoint, release, new)
-                endpoint.update(
-                    traffic_split={d.id: 100 if d.id == new else 0 for d in endpoint.list_models()},
-                    labels=recorded(endpoint.labels, {chosen.version_id: 100}),
-                )
-            except BaseException:
-                self._take_back(endpoint, self._deployed(endpoint, chosen))  # also what was cut off while it came
-                raise
-        previous = before(history(endpoint.labels), chosen.version_id)
-        for old in endpoint.list_models():  # a version may be there twice, by a step that was cut off and run again
-            if old.id != new and old.model_version_id != previous:
-                endpoint.undeploy(old.id)
-        chosen.versioning_registry.add_version_aliases(["default"], chosen.version_id)
-        return str(endpoint.resource_name)
+                registry = Registry(*self._place)
+            except ModuleNotFoundError as error:
+                raise UsageError(f"vertex needs {error.name} for an upload; install twophase[pipelines]") from None
+            return registry.register(release, self.model, self._image).rpartition("@")[2]
+        known = self.version_of(read(release).id)
+        if known is not None:
+            return known
+        parent = self._vertex.find("models", self.model)
+        made = self._vertex.upload(self.model, release, parent["name"].partition("@")[0] if parent else "")
+        return str(made["versionId"])
 
-    def _stage(self) -> None:
-        """Name a bucket of our own for local folders: the SDK does not trust one that it finds by itself."""
-        name = f"{self._project}-twophase-staging"
-        bucket = self._storage().bucket(name)
-        if not bucket.exists():
-            bucket.create(location=self._region)  # Vertex AI reads models of its own region
-        self._sdk.init(staging_bucket=f"gs://{name}")
+    def attach(self, version: str) -> None:
+        """Deploy a version: alone with all the traffic, beside others without any."""
+        shares, traffic = self.status().shares, Traffic(self._vertex, self.model)
+        if not shares:
+            traffic.split({version: 100})
+        elif version not in shares:
+            traffic.attach(version)
 
-    def _storage(self) -> Any:
-        from google.cloud import storage
-
-        how = {"client_options": {"api_endpoint": self.address}} if self.address.startswith("http://") else {}
-        return storage.Client(project=self._project, credentials=self._credentials, **how)
-
-    def _settle(self, endpoint: Any) -> None:
-        """Wait for changes under way: what they deploy is on the endpoint only then, and would be deployed twice."""
-        if self.address.startswith("http://"):  # the platform on this machine has done what it has answered
+    def settle(self) -> None:
+        """A deployment is on its endpoint only when it is done, so one under way would be begun a second time."""
+        endpoint, wait_s = self._vertex.find("endpoints", self.model), 0.2
+        if endpoint is None:
             return
-        wait_s, of_it = 0.2, {"name": endpoint.resource_name}
-        while not all(change.done for change in endpoint.api_client.list_operations(of_it).operations):
+        changes = f"{endpoint['name']}/operations"
+        while not all(change.get("done") for change in self._vertex.list(changes, "operations")):
             time.sleep(wait_s)
             wait_s = min(2 * wait_s, 10.0)
 
-    def _deployed(self, endpoint: Any, model: Any) -> Any:
-        """The id under which a version is deployed, of several the one with most traffic; None where it is not."""
-        ids = [
-            d.id
-            for d in endpoint.list_models()
-            if d.model == model.resource_name and d.model_version_id == model.version_id
-        ]
-        return max(ids, key=lambda d: endpoint.traffic_split.get(d, 0), default=None)
-
-    def _take_back(self, endpoint: Any, new: str | None) -> None:
-        """Undeploy a canary, if it came, and give its share back to the version that has the most of the rest."""
-        if new is None:
+    def detach(self, version: str) -> None:
+        """Undeploy a version that has no traffic; the last one takes the endpoint with it."""
+        endpoint = self._vertex.find("endpoints", self.model)
+        if endpoint is None:
             return
-        rest = {d: share for d, share in endpoint.traffic_split.items() if d != new and share}
-        live = max(rest, key=lambda d: rest[d]) if rest else None
-        endpoint.undeploy(new, traffic_split={live: 100} if live else {})
+        deployed = endpoint.get("deployedModels", [])
+        gone = [d["id"] for d in deployed if d["modelVersionId"] == version]
+        for identity in gone:
+            self._vertex.done(f"{endpoint['name']}:undeployModel", {"deployedModelId": identity})
+        if len(gone) == len(deployed):
+            self._vertex.delete(endpoint["name"])
 
-    def _fetch(self, model: Any, folder: Path) -> None:
-        """Copy a version's release from where the cloud keeps it."""
-        if not str(model.uri).startswith("gs://"):
-            raise TwoPhaseError(
-                f"{model.versioned_resource_name}: its release is neither at {folder} nor in a bucket ({model.uri}); "
-                f"copy it to {folder} so that the new one can be compared with it"
-            )
-        bucket, _, prefix = str(model.uri).removeprefix("gs://").partition("/")
-        with new_directory(folder) as aside:
-            for blob in self._storage().list_blobs(bucket, prefix=prefix.rstrip("/") + "/"):
-                name = blob.name.removeprefix(prefix.rstrip("/") + "/")
-                (aside / name).parent.mkdir(parents=True, exist_ok=True)
-                blob.download_to_filename(aside / name)
-            verify(aside)
+    def shift(self, shares: Mapping[str, int]) -> None:
+        """One change of the endpoint, traffic and history together."""
+        if shares.keys() - self.status().shares.keys():
+            raise UsageError(f"{', '.join(shares)}: are not all deployed at {self.model}")
+        Traffic(self._vertex, self.model).split(shares)
 
-    def _smoke(self, endpoint: Any, release: Path, deployed: str) -> None:
-        manifest = read(release)
-        with np.load(release / GOLDEN, allow_pickle=False) as golden:
-            windows, expected = golden["windows"], golden["classifier"]
-        instances = [{"audio_bytes": {"b64": base64.b64encode(wav(w)).decode()}} for w in windows]
-        answered = 0
+    def check(self, version: str, release: Path) -> None:
+        """With a small share of the traffic, since it cannot be asked without."""
+        found = self.status()
+        if not found.shares.get(version) and found.live:
+            self.shift({found.live: 100 - CANARY_PERCENT, version: CANARY_PERCENT})
+        super().check(version, release)
+
+    def ask(self, clips: list[bytes], version: str = "") -> list[JSON]:
+        """`predict`; one version is asked until it answers."""
+        endpoint = self._vertex.endpoint(self.model)
+        ids = [d["id"] for d in endpoint.get("deployedModels", []) if d["modelVersionId"] == version]
         for _ in range(TRIES):
-            reply = endpoint.predict(instances)
-            if reply.deployed_model_id != deployed:
-                continue
-            names = (*manifest.labels, NONE)
-            got = np.array([[p["probabilities"][name] for name in names] for p in reply.predictions])
-            off = float(np.abs(got - expected).max())
-            if not off <= PROBABILITY_TOLERANCE:
-                raise SmokeTestFailed(
-                    f"{manifest.id}: its golden windows come back off by {off:.4g} through {endpoint.display_name}, "
-                    f"at most {PROBABILITY_TOLERANCE:g} is accepted; it was undeployed, the live one kept its traffic"
-                )
-            answered += 1
-            if answered == _ENOUGH:
-                return
-        raise SmokeTestFailed(
-            f"{manifest.id}: answered {answered} of {TRIES} requests to {endpoint.display_name}, {_ENOUGH} were "
-            "expected; it was undeployed, the live version kept its traffic"
+            answer = self._vertex.post(f"{endpoint['name']}:predict", body(clips))
+            if not version or answer["deployedModelId"] in ids:
+                return list(answer["predictions"])
+        raise TwoPhaseError(f"{self.model}: version {version} answered none of {TRIES} requests")
+
+    def start(self, folder: Path, name: str) -> str:
+        """A batch prediction job; its results come in any order, so each line carries its number as the key."""
+        live = self._live()
+        keyed = folder / "keyed.jsonl"
+        with (folder / INSTANCES).open("rb") as lines, keyed.open("wb") as file:
+            for i, line in enumerate(lines):
+                file.write(orjson.dumps({"key": str(i)} | orjson.loads(line), option=orjson.OPT_APPEND_NEWLINE))
+        self._bucket.put(f"batch/{name}/{CLIPS}", folder / CLIPS)
+        self._bucket.put(f"batch/{name}/{INSTANCES}", keyed)
+        uri = f"gs://{self._bucket_name}/batch/{name}"
+        model = self._vertex.model(self.model)["name"].partition("@")[0]
+        resources = {"machineSpec": {"machineType": MACHINE}, "startingReplicaCount": 1, "maxReplicaCount": 1}
+        job = self._vertex.post(
+            f"{self._vertex.parent}/batchPredictionJobs",
+            {
+                "displayName": name,
+                "model": f"{model}@{live}",
+                "inputConfig": {"instancesFormat": "jsonl", "gcsSource": {"uris": [f"{uri}/{INSTANCES}"]}},
+                "outputConfig": {"predictionsFormat": "jsonl", "gcsDestination": {"outputUriPrefix": f"{uri}/out"}},
+                "instanceConfig": {"keyField": "key"},
+                "dedicatedResources": resources,
+            },
         )
+        return str(job["name"])
 
-    def _model(self, name: str) -> Any:
-        found = self._sdk.Model.list(filter=f'display_name="{name}"')
-        return self._sdk.Model(found[0].resource_name) if found else None
+    def find(self, name: str) -> str | None:
+        """By its display name."""
+        found = self._vertex.find("batchPredictionJobs", name)
+        return str(found["name"]) if found else None
 
-    def _endpoint(self, name: str) -> Any:
-        found = self._sdk.Endpoint.list(filter=f'display_name="{name}"')
-        return found[0] if found else None
+    def job(self, name: str) -> Job:
+        """Its state in one of four words."""
+        found = self._vertex.get(self._job_name(name))
+        state = _STATES.get(found["state"].removeprefix("JOB_STATE_"), RUNNING)
+        return Job(found["name"], state, found.get("error", {}).get("message", ""))
+
+    def cancel(self, name: str) -> None:
+        """Vertex AI keeps what was answered so far."""
+        self._vertex.post(f"{self._job_name(name)}:cancel", {})
+
+    def told(self, name: str) -> bytes:
+        """What was uploaded beside the instances."""
+        return self._bucket.get(f"{self._folder(name)}/{CLIPS}")
+
+    def answers(self, name: str) -> Iterator[JSON]:
+        """The lines of all its results, those of refused instances too, by their keys."""
+        job = self._vertex.get(self._job_name(name))
+        directory = job["outputInfo"]["gcsOutputDirectory"].removeprefix(f"gs://{self._bucket_name}/")
+        found: dict[int, JSON] = {}
+        for file in self._bucket.names(directory):
+            for line in self._bucket.get(file).splitlines():
+                result = orjson.loads(line)
+                if "key" in result:
+                    found[int(result["key"])] = result.get("prediction") or {"error": result.get("error", result)}
+        return (found.get(i, NO_ANSWER) for i in range(1 + max(found, default=-1)))
+
+    def forget(self, name: str) -> None:
+        """Remove what the job read and wrote."""
+        self._bucket.clear(f"{self._folder(name)}/")
+
+    def _folder(self, name: str) -> str:
+        (source,) = self._vertex.get(self._job_name(name))["inputConfig"]["gcsSource"]["uris"]
+        folder, _, file = source.removeprefix(f"gs://{self._bucket_name}/").rpartition("/")
+        if file != INSTANCES or not re.fullmatch(r"batch/.+-[0-9a-f]{12}", folder):
+            raise UsageError(f"{name}: was not submitted from clips; its results are where its --to says")
+        return str(folder)
+
+    def _job_name(self, name: str) -> str:
+        return name if "/" in name else f"{self._vertex.parent}/batchPredictionJobs/{name}"
+
+    def status(self) -> Status:
+        """What the model, its versions and the endpoint say."""
+        endpoint = self._vertex.find("endpoints", self.model)
+        if endpoint is None or self._vertex.find("models", self.model) is None:
+            return Status(self._versions())
+        return Status(self._versions(), Traffic(self._vertex, self.model).shares(), history(endpoint.get("labels", {})))
+
+    def delete(self) -> None:
+        """Delete the schedules of its pipeline, undeploy everything, then remove endpoint and model."""
+        if not self._vertex.local:  # first: a run of theirs would bring all of it back
+            self._vertex.unschedule(self.model)
+        endpoint, model = self._vertex.find("endpoints", self.model), self._vertex.find("models", self.model)
+        if endpoint is not None:
+            if endpoint.get("deployedModels"):
+                self._vertex.patch(endpoint["name"], {"trafficSplit": {}}, updateMask="trafficSplit")
+            for deployed in endpoint.get("deployedModels", []):
+                self._vertex.done(f"{endpoint['name']}:undeployModel", {"deployedModelId": deployed["id"]})
+            self._vertex.delete(endpoint["name"])
+        if model is not None:
+            self._vertex.delete(model["name"].partition("@")[0])
+
+    def _tidy(self, live: str, found: Status, do: Callable[[str, Callable[[], Any]], Any]) -> None:
+        """The alias `default` too; a change that was cut off after the traffic moved is finished here."""
+        do(f"give version {live} the alias default", lambda: Traffic(self._vertex, self.model).promote(live))
+
+    @functools.cached_property
+    def _bucket(self) -> "_Bucket":
+        return _Bucket(self._vertex, self._bucket_name, *self._place[:2])
+
+    def _versions(self) -> dict[str, str]:
+        model = self._vertex.find("models", self.model)
+        found = self._vertex.versions(model) if model else []
+        return {str(v["versionId"]): v.get("labels", {}).get("release", "") for v in found}
+
+
+class _Bucket:
+    """The little of Cloud Storage's JSON API that a batch job needs, with the credentials of the Vertex client."""
+
+    def __init__(self, vertex: Vertex, name: str, project: str, region: str) -> None:
+        self._http = httpx.Client(
+            base_url=vertex.address if vertex.local else "https://storage.googleapis.com", auth=vertex.auth, timeout=300
+        )
+        self._name = name
+        if self._call("GET", f"/storage/v1/b/{name}", missing=True) is None:
+            self._call("POST", "/storage/v1/b", params={"project": project}, json={"name": name, "location": region})
+
+    def put(self, name: str, file: Path) -> None:
+        how = {"uploadType": "media", "name": name}
+        with file.open("rb") as data:
+            self._call("POST", f"/upload/storage/v1/b/{self._name}/o", params=how, content=data)
+
+    def get(self, name: str) -> bytes:
+        answer = self._call(
+            "GET", f"/storage/v1/b/{self._name}/o/{quote(name, safe='')}", missing=True, params={"alt": "media"}
+        )
+        if answer is None:
+            raise TwoPhaseError(f"gs://{self._name}/{name}: is not there; a job's answers are removed once fetched")
+        return answer.content
+
+    def names(self, prefix: str) -> list[str]:
+        found, token = list[str](), ""
+        while True:
+            more = {"pageToken": token} if token else {}
+            page = self._call("GET", f"/storage/v1/b/{self._name}/o", params={"prefix": prefix, **more})
+            listed = page.json() if page else {}
+            found += [item["name"] for item in listed.get("items", [])]
+            token = listed.get("nextPageToken", "")
+            if not token:
+                return found
+
+    def clear(self, prefix: str) -> None:
+        for name in self.names(prefix):
+            self._call("DELETE", f"/storage/v1/b/{self._name}/o/{quote(name, safe='')}", missing=True)
+
+    def _call(self, method: str, path: str, missing: bool = False, **how: object) -> httpx.Response | None:
+        try:
+            answer = self._http.request(method, path, **how)  # type: ignore[arg-type]
+        except httpx.TransportError as error:
+            raise TwoPhaseError(f"gs://{self._name}: does not answer ({error}); run the same command again") from None
+        if missing and answer.status_code == 404:
+            return None
+        if not answer.is_success:
+            raise TwoPhaseError(f"gs://{self._name}: refused with {answer.status_code}: {answer.text[:300]}")
+        return answer
