@@ -9,7 +9,7 @@ found again rather than made again. Its row goes last: when its clips are answer
 and wrote is removed. One that cannot be followed for an hour while the place answers, whoever took it away, is given
 up, and its clips wait again. Asking twice is harmless: the first answer stays (`twophase.gateway.answers`).
 
-    scratch/    what is being uploaded; nothing of it counts
+    home/jobs/    what is being uploaded; nothing of it counts
 """
 
 import logging

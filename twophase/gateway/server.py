@@ -2,6 +2,7 @@
 
     home/gateway.sqlite   what it remembers, unless `--database` names a PostgreSQL
     home/clips/           what arrived
+    home/jobs/            what is being uploaded as a batch job
     home/updates/         the update repository, as `twophase release publish` fills it
     home/.lock            held while it runs
 
