@@ -19,7 +19,7 @@ from twophase.audio import sources
 from twophase.errors import UsageError
 from twophase.files import digest_of, refuse_locked
 from twophase.local.pipeline import checked
-from twophase.targets.vertex_sdk import SERVER_IMAGE
+from twophase.targets.target import SERVER_IMAGE
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from components.train_classifier import train_classifier
 from components.train_gate import train_gate
 from components.write_report import write_report
 from pipelines.places import Named, Place
-from twophase.targets.vertex_sdk import SERVER_IMAGE
+from twophase.targets.target import SERVER_IMAGE
 
 
 def two_phase(place: Place) -> Any:
