@@ -25,7 +25,7 @@ from twophase.errors import TwoPhaseError, UsageError
 from twophase.files import JSON, digest
 from twophase.targets import azureml_score
 from twophase.targets.azureml_errors import in_words
-from twophase.targets.jobs import CANCELLED, CLIPS, FAILED, INSTANCES, RUNNING, SUCCEEDED, Job, Jobs
+from twophase.targets.jobs import CANCELLED, CLIPS, FAILED, INSTANCES, RUNNING, SUCCEEDED, Job, Jobs, count_sent
 
 MACHINE, CORES = "Standard_DS3_v2", 4
 STORE = "workspaceblobstore"
@@ -103,7 +103,7 @@ class AzureMLJobs(Jobs):
     @in_words
     def answers(self, name: str) -> Iterator[JSON]:
         """The lines of all its files, in order of their names; `TwoPhaseError` where one has not a line an instance."""
-        asked = sum("error" not in orjson.loads(line) for line in self.told(name).splitlines())
+        asked = count_sent(self.told(name))
         found, out = list[bytes](), self._blobs.list_blob_names(name_starts_with=f"{self._folder(name)}out/")
         blobs = {blob.rpartition("/")[2]: blob for blob in out}  # at any depth: the driver decides on that
         for number, first in enumerate(range(0, asked, _LINES)):

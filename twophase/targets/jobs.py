@@ -139,6 +139,11 @@ def write_instances(clips: Sequence[Path], limits: Limits, folder: Path) -> None
         raise why
 
 
+def count_sent(told: bytes) -> int:
+    """How many clips of a `clips.jsonl` were sent: the lines of its `in.jsonl`."""
+    return sum("error" not in orjson.loads(line) for line in told.splitlines())
+
+
 def by_clip(told: bytes, answers: Iterator[JSON]) -> Iterator[JSON]:
     """Join the clips of `clips.jsonl` with the answers to those of them that were sent."""
     for line in told.splitlines():

@@ -16,7 +16,7 @@ import orjson
 
 from twophase.errors import TwoPhaseError
 from twophase.files import JSON
-from twophase.targets.jobs import CANCELLED, CLIPS, FAILED, INSTANCES, RUNNING, SUCCEEDED, Job, Jobs
+from twophase.targets.jobs import CANCELLED, CLIPS, FAILED, INSTANCES, RUNNING, SUCCEEDED, Job, Jobs, count_sent
 from twophase.targets.sagemaker_errors import MISSING, in_words, passing
 
 MACHINE = "ml.m5.large"
@@ -80,7 +80,7 @@ class SageMakerJobs(Jobs):
     @in_words
     def answers(self, name: str) -> Iterator[JSON]:
         """One file of results for the one file of input; `TwoPhaseError` where it has not a line an instance."""
-        asked = sum("error" not in orjson.loads(line) for line in self.told(name).splitlines())
+        asked = count_sent(self.told(name))
         file = f"{self._folder(name)}out/{INSTANCES}.out"
         lines = list(filter(None, self._object(file).splitlines()))  # SageMaker ends lines that end already
         if len(lines) != asked:
